@@ -1,0 +1,78 @@
+# Everything a developer runs; CI runs `make check` and `make test`.
+
+PYTHON ?= $(shell for candidate in python3.14 python3.13 python3.12 python3.11 python3 python; do \
+	"$$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& { echo "$$candidate"; break; }; done)
+VENV    := .venv
+RUN     := $(VENV)/bin/python -m
+STAMP   := $(VENV)/.installed
+DEMO    ?= examples.library_census
+WORKERS ?= auto
+ARGS    ?=
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_ROOT_USER_ACTION := ignore
+export PYTHONUNBUFFERED := 1
+
+# A virtual environment keeps absolute paths, so a copied or moved tree installs anew.
+ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
+.PHONY: $(STAMP)
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format bench docs clean
+
+help: ## Show this list
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Create .venv with the library and its development tools
+
+demo: setup ## Run the demonstration
+	@$(RUN) $(DEMO)
+
+test: setup ## Run the tests in parallel (ARGS="-k name" narrows)
+	@$(RUN) pytest -q -n $(WORKERS) $(ARGS)
+
+check: setup ## Check formatting, lint, types and import contracts
+	@$(MAKE) --no-print-directory --keep-going check-format check-lint check-types check-public check-imports
+
+.PHONY: check-format check-lint check-types check-public check-imports
+check-format:
+	@echo '== ruff format'
+	@$(RUN) ruff format --quiet --check . || { echo 'make format rewrites them'; exit 1; }
+check-lint:
+	@echo '== ruff check'
+	@$(RUN) ruff check --quiet .
+check-types:
+	@echo '== mypy'
+	@$(RUN) mypy
+check-public:
+	@echo '== basedpyright'
+	@$(RUN) basedpyright --warnings
+check-imports:
+	@echo '== lint-imports'
+	@$(VENV)/bin/lint-imports --no-logo
+
+format: setup ## Format the code and sort its imports
+	@$(RUN) ruff check --quiet --select I --fix .
+	@$(RUN) ruff format .
+
+bench: setup ## Run the benchmarks
+	@$(RUN) bench $(ARGS)
+
+docs: setup ## Build the documentation site
+	@$(RUN) pip install -qq --editable '.[docs]'
+	@$(RUN) mkdocs build --quiet --strict
+
+clean: ## Remove everything that the other targets made
+	@rm -rf $(VENV) site build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml
+	@test -n '$(PYTHON)' || { echo 'make: no Python 3.11 or later with venv found; name one: make setup PYTHON=/path/to/python3' >&2; exit 1; }
+	@echo 'setup: installing into $(VENV) (about a minute the first time)'
+	@test "$$(cat $@ 2>/dev/null)" = '$(CURDIR)' && $(VENV)/bin/python -c '' 2>/dev/null || '$(PYTHON)' -m venv --clear $(VENV)
+	@{ $(RUN) pip install -qq --upgrade pip && $(RUN) pip install -qq --editable '.[console,otel,dev]'; } || { echo \
+		'make: pip could not install the dependencies; its message is above. Without a network, point pip at' \
+		'a mirror or at a directory of wheels (PIP_INDEX_URL, PIP_FIND_LINKS) and run make setup again.' >&2; exit 1; }
+	@echo '$(CURDIR)' > $@

@@ -1,0 +1,174 @@
+"""The application database: where ``@DBOS.transaction`` functions work, and where their records commit with them.
+
+If it is the system database, the record of a transaction is the step's own row, written in the user's transaction:
+one commit in all. Otherwise the record is a row of ``transaction_outputs`` in the application database, carrying the
+identity of the workflow's first start, and the step's row follows.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from dbos._dbos_config import Settings, is_sqlite, libpq_conninfo, sqlite_path
+from dbos._sys_db import SystemDatabase
+from dbos._sysdb.dialects import prepare_application_database
+from dbos._sysdb.dialects.sqlite import begin_immediate, configure
+from dbos._sysdb.operations import RecordStep
+from dbos._sysdb.rows import StepRow
+from dbos._types import IsolationLevel
+
+__all__ = ["ApplicationDatabase"]
+
+RETRYABLE_SQLSTATES = {"40001", "40P01", "25006", "57P01", "57P02", "57P03"}
+SQLITE_BUSY_CODES = {5, 6}  # SQLITE_BUSY and SQLITE_LOCKED
+
+RECORD_STEP = f"""
+INSERT INTO dbos.operation_outputs ({", ".join(StepRow._fields)})
+SELECT {", ".join(":" + name for name in StepRow._fields)}
+FROM dbos.workflow_status w
+WHERE w.workflow_uuid = :workflow_uuid AND w.run_token = :run_token AND w.status IN ('PENDING', 'CANCELLED')
+  AND EXISTS (SELECT 1 FROM dbos.executor_instances e WHERE e.instance_id = :instance {{key_share}})
+ON CONFLICT DO NOTHING
+"""
+
+FIND_RECORD = """
+SELECT output, error, serialization FROM dbos.transaction_outputs
+WHERE workflow_uuid = :workflow_uuid AND function_id = :function_id AND start_token = :start_token
+"""
+
+WRITE_RECORD = """
+-- The first record of a workflow's life wins; one of an earlier workflow with the same id is replaced.
+INSERT INTO dbos.transaction_outputs
+  (workflow_uuid, function_id, output, error, txn_id, txn_snapshot, executor_id, function_name, created_at,
+   start_token, serialization)
+VALUES (:workflow_uuid, :function_id, :output, NULL, '', '', :executor_id, :function_name, :created_at,
+        :start_token, :serialization)
+ON CONFLICT (workflow_uuid, function_id) DO UPDATE
+SET output = excluded.output, error = NULL, function_name = excluded.function_name, created_at = excluded.created_at,
+    start_token = excluded.start_token, serialization = excluded.serialization
+WHERE transaction_outputs.start_token <> excluded.start_token OR transaction_outputs.start_token IS NULL
+"""
+
+
+class ApplicationDatabase:
+    """An SQLAlchemy engine for the user's transactions, and the statements that record them."""
+
+    def __init__(self, settings: Settings, db: SystemDatabase) -> None:
+        url = settings.application_database_url
+        assert url is not None, (
+            "A transaction needs an application database. Set application_database_url in the DBOS configuration."
+        )
+        self._db = db
+        self._executor_id = settings.executor_id
+        self._is_sqlite = is_sqlite(url)
+        self.is_system_database = _same_database(url, settings.system_database_url)
+        self._turn = threading.Lock()
+        self.engine = sa.create_engine(_driver_url(url), **settings.application_engine_kwargs)
+        self._prefix = "" if self._is_sqlite else self.engine.dialect.identifier_preparer.quote(settings.system_schema) + "."
+        if self._is_sqlite:
+            self._prepare_sqlite(settings)
+        if not self.is_system_database:
+            prepare_application_database(settings, url)
+
+    def _prepare_sqlite(self, settings: Settings) -> None:
+        @sa.event.listens_for(self.engine, "connect")
+        def connect(connection: Any, record: Any) -> None:
+            connection.isolation_level = None  # transactions are begun below, not guessed by the driver
+            connection.execute("PRAGMA busy_timeout = 60000")
+            if self.is_system_database:
+                configure(connection, settings.sqlite_synchronous)
+
+        @sa.event.listens_for(self.engine, "begin")
+        def begin(connection: sa.Connection) -> None:
+            begin_immediate(connection.connection.driver_connection)  # type: ignore[arg-type]  # a sqlite3.Connection
+
+    def turn(self, purpose: str) -> AbstractContextManager[Any]:
+        """Wait for the right to write: SQLite has one writer, and fairness among threads is better kept here."""
+        if self.is_system_database and self._is_sqlite:
+            return self._db.exclusive(purpose)
+        if self._is_sqlite:
+            return self._turn
+        return _no_turn()
+
+    @contextmanager
+    def transaction(self, isolation_level: IsolationLevel) -> Iterator[Session]:
+        """A session in a transaction that commits when the block ends, and rolls back when it raises."""
+        with Session(self.engine) as session, session.begin():
+            if not self._is_sqlite:
+                session.connection(execution_options={"isolation_level": isolation_level})
+            yield session
+
+    def record_step(self, session: Session, step: RecordStep, instance_id: str) -> bool:
+        """Record the step in the user's transaction on the system database, under the fence; False if refused."""
+        key_share = "" if self._is_sqlite else "FOR KEY SHARE"
+        sql = RECORD_STEP.replace("{key_share}", key_share).replace("dbos.", self._prefix)
+        result = session.execute(sa.text(sql), {**step._asdict(), "instance": instance_id})
+        return bool(result.rowcount)  # type: ignore[attr-defined]  # a CursorResult, since this is an INSERT
+
+    def find_record(self, session: Session, workflow_id: str, function_id: int, start_token: str) -> StepRow | None:
+        """The record of a transaction that committed in an earlier execution."""
+        found = session.execute(
+            sa.text(FIND_RECORD.replace("dbos.", self._prefix)),
+            {"workflow_uuid": workflow_id, "function_id": function_id, "start_token": start_token},
+        ).one_or_none()
+        if found is None:
+            return None
+        return StepRow(workflow_id, function_id, "", found.output, found.error, None, None, None, found.serialization)
+
+    def write_record(self, session: Session, step: RecordStep, start_token: str) -> bool:
+        """Record the transaction in the user's transaction; False if another execution did so first."""
+        result = session.execute(
+            sa.text(WRITE_RECORD.replace("dbos.", self._prefix)),
+            {
+                "workflow_uuid": step.workflow_uuid,
+                "function_id": step.function_id,
+                "output": step.output,
+                "executor_id": self._executor_id,
+                "function_name": step.function_name,
+                "created_at": step.completed_at_epoch_ms,
+                "start_token": start_token,
+                "serialization": step.serialization,
+            },
+        )
+        return bool(result.rowcount)  # type: ignore[attr-defined]  # a CursorResult, since this is an INSERT
+
+    @staticmethod
+    def is_retryable(error: BaseException) -> bool:
+        """Whether a transaction that failed so may succeed when it is run again."""
+        if not isinstance(error, sa.exc.DBAPIError):
+            return False
+        if error.connection_invalidated:
+            return True
+        code = getattr(error.orig, "sqlite_errorcode", None)
+        if code is not None:
+            return code & 0xFF in SQLITE_BUSY_CODES
+        return getattr(error.orig, "sqlstate", None) in RETRYABLE_SQLSTATES
+
+    def close(self) -> None:
+        """Close the pool."""
+        self.engine.dispose()
+
+
+@contextmanager
+def _no_turn() -> Iterator[None]:
+    yield
+
+
+def _driver_url(url: str) -> sa.URL:
+    parsed = sa.make_url(url)
+    return parsed if parsed.get_backend_name() == "sqlite" else parsed.set(drivername="postgresql+psycopg")
+
+
+def _same_database(one: str, other: str) -> bool:
+    if is_sqlite(one) != is_sqlite(other):
+        return False
+    if is_sqlite(one):
+        return sqlite_path(one).resolve() == sqlite_path(other).resolve()
+    first, second = libpq_conninfo(one), libpq_conninfo(other)
+    return all(first.get(key) == second.get(key) for key in ("host", "port", "dbname"))

@@ -1,0 +1,292 @@
+"""The front door of the engine: what decorators make of functions, and how a workflow is executed by its id.
+
+A decorated function looks at the context it is called in, and at the registry's engine, only when it is called; so it
+can be decorated before anything else exists.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, ParamSpec, TypeVar, cast
+
+from dbos._context import current_context
+from dbos._engine.claims import claim_by_id, claim_from_queue
+from dbos._engine.engine import Engine
+from dbos._engine.flow import drive, drive_async
+from dbos._engine.run import Run
+from dbos._engine.step import StepFunction, StepPolicy, run_step
+from dbos._engine.transaction import TransactionFunction, run_transaction
+from dbos._engine.workflow import call_workflow, execute
+from dbos._error import DBOSException
+from dbos._registrations import ValidateArgs, get_or_create_func_info
+from dbos._registry import TEMPORARY_PREFIX, Kind, Registry, WorkflowFunction
+from dbos._serialization import WorkflowSerializationFormat
+from dbos._types import IsolationLevel, StepOptions
+
+__all__ = [
+    "decorate_step",
+    "decorate_transaction",
+    "decorate_workflow",
+    "dispatch_queue",
+    "execute_in_background",
+    "execute_workflow_by_id",
+    "run_as_step",
+    "run_as_step_async",
+    "step_policy",
+]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+logger = logging.getLogger("dbos.core")
+
+
+# -- decorators --------------------------------------------------------------------------------------------------------
+
+
+def decorate_workflow(
+    registry: Registry[Engine],
+    func: Callable[P, R],
+    *,
+    name: str | None,
+    max_recovery_attempts: int | None,
+    serialization_type: WorkflowSerializationFormat | None,
+    validate_args: ValidateArgs | None,
+) -> Callable[P, R]:
+    """Register a function as a workflow and wrap it."""
+    registered_name = name or _qualname(func)
+    info = get_or_create_func_info(func)
+    info.max_recovery_attempts = max_recovery_attempts
+    info.serialization_type = serialization_type
+    info.validate_args = validate_args
+    is_async = inspect.iscoroutinefunction(func)
+    function = WorkflowFunction(registered_name, "workflow", func, info, is_async)
+    wrapper: Callable[..., Any]
+    if is_async:
+
+        async def call_async(*args: Any, **kwargs: Any) -> Any:
+            engine = registry.engine_for(registered_name)
+            return await drive_async(engine, call_workflow(engine, function, args, kwargs))
+
+        wrapper = call_async
+    else:
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            engine = registry.engine_for(registered_name)
+            return drive(engine, call_workflow(engine, function, args, kwargs))
+
+        wrapper = call
+    registry.register_workflow(function)
+    return _finish(func, wrapper, registered_name, "workflow")
+
+
+def decorate_step(
+    registry: Registry[Engine], func: Callable[P, R], *, name: str | None, policy: StepPolicy
+) -> Callable[P, R]:
+    """Register a function as a step, and as a workflow around it, and wrap it."""
+    registered_name = name or _qualname(func)
+    is_async = inspect.iscoroutinefunction(func)
+    policy.check(registered_name, is_async=is_async)
+    info = get_or_create_func_info(func)
+    step = StepFunction(registered_name, func, policy, info)
+    wrapper: Callable[..., Any]
+    if is_async:
+
+        async def call_async(*args: Any, **kwargs: Any) -> Any:
+            context = current_context()
+            if context is None or context.run is None or context.step_id is not None:
+                return await cast("Callable[..., Coroutine[Any, Any, Any]]", func)(*args, **kwargs)
+            engine = registry.engine_for(registered_name)
+            return await drive_async(engine, run_step(engine, context.run, context, step, args, kwargs))
+
+        wrapper = call_async
+    else:
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            context = current_context()
+            if context is None or context.run is None or context.step_id is not None:
+                return func(*args, **kwargs)
+            engine = registry.engine_for(registered_name)
+            return drive(engine, run_step(engine, context.run, context, step, args, kwargs))
+
+        wrapper = call
+    wrapped = _finish(func, wrapper, registered_name, "step")
+    registry.register_workflow(
+        WorkflowFunction(TEMPORARY_PREFIX + registered_name, "step", wrapped, info, is_async)
+    )
+    return wrapped
+
+
+def decorate_transaction(
+    registry: Registry[Engine], func: Callable[P, R], *, name: str | None, isolation_level: IsolationLevel
+) -> Callable[P, R]:
+    """Register a function as a transaction, and as a workflow around it, and wrap it.
+
+    Raises:
+        DBOSException: it is a coroutine function.
+    """
+    registered_name = name or _qualname(func)
+    if inspect.iscoroutinefunction(func):
+        raise DBOSException(
+            f"Function {registered_name} is a coroutine function, but DBOS.transaction does not support coroutine "
+            "functions. Make it a plain function, and call it with asyncio.to_thread from async workflows."
+        )
+    info = get_or_create_func_info(func)
+    transaction = TransactionFunction(registered_name, func, isolation_level, info)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        engine = registry.engine_for(registered_name)
+        context = current_context()
+        if context is None or context.run is None:
+            return drive(engine, call_workflow(engine, around, args, kwargs))
+        assert context.step_id is None, "Transactions must be called from within workflows"
+        return run_transaction(engine, context.run, context, transaction, args, kwargs)
+
+    wrapped = _finish(func, call, registered_name, "transaction")
+    around = WorkflowFunction(TEMPORARY_PREFIX + registered_name, "transaction", wrapped, info, is_async=False)
+    registry.register_workflow(around)
+    return wrapped
+
+
+def _finish(func: Callable[P, R], wrapper: Callable[..., Any], name: str, kind: Kind) -> Callable[P, R]:
+    functools.update_wrapper(wrapper, func)
+    wrapper.dbos_function_name = name  # type: ignore[attr-defined]  # functions carry arbitrary attributes
+    wrapper.dbos_function_kind = kind  # type: ignore[attr-defined]
+    wrapper.__orig_func = func  # type: ignore[attr-defined]
+    if kind != "workflow":
+        wrapper.dbos_temp_workflow_type = kind  # type: ignore[attr-defined]
+    return wrapper
+
+
+def _qualname(func: Callable[..., Any]) -> str:
+    inner = func.func if isinstance(func, functools.partial) else func
+    return getattr(inner, "__qualname__", None) or type(inner).__qualname__
+
+
+# -- any function as a step --------------------------------------------------------------------------------------------
+
+
+def step_policy(options: StepOptions) -> StepPolicy:
+    """The policy that step options spell out."""
+    return StepPolicy(
+        retries_allowed=options.get("retries_allowed", False),
+        interval_s=options.get("interval_seconds", 1.0),
+        max_attempts=options.get("max_attempts", 3),
+        backoff_rate=options.get("backoff_rate", 2.0),
+        should_retry=options.get("should_retry"),
+    )
+
+
+def run_as_step(
+    engine: Engine, options: StepOptions | None, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
+) -> Any:
+    """Call a function as a step of the current workflow; outside of one, just call it. A coroutine is waited for."""
+    if inspect.iscoroutinefunction(func):
+        func = _blocking_on_own_loop(engine, func)
+    context = current_context()
+    if context is None or not context.is_in_workflow_body or context.run is None:
+        return func(*args, **kwargs)
+    step = _step_of(options, func)
+    step.policy.check(step.name, is_async=False)
+    return drive(engine, run_step(engine, context.run, context, step, args, kwargs))
+
+
+async def run_as_step_async(
+    engine: Engine, options: StepOptions | None, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
+) -> Any:
+    """The same for coroutines; a synchronous function runs in a thread, so that it does not block the loop."""
+    if not inspect.iscoroutinefunction(func):
+        func = _in_thread(func)
+    context = current_context()
+    if context is None or not context.is_in_workflow_body or context.run is None:
+        return await func(*args, **kwargs)
+    return await drive_async(engine, run_step(engine, context.run, context, _step_of(options, func), args, kwargs))
+
+
+def _step_of(options: StepOptions | None, func: Callable[..., Any]) -> StepFunction:
+    options = options or {}
+    return StepFunction(options.get("name") or _qualname(func), func, step_policy(options))
+
+
+def _blocking_on_own_loop(engine: Engine, func: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(func)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(func(*args, **kwargs), engine.loops.own()).result()
+
+    return call
+
+
+def _in_thread(func: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(func, updated=())
+    async def call(*args: Any, **kwargs: Any) -> Any:
+        return await asyncio.to_thread(func, *args, **kwargs)
+
+    return call
+
+
+# -- execution in the background ---------------------------------------------------------------------------------------
+
+
+def execute_in_background(engine: Engine, run: Run, *, loop: asyncio.AbstractEventLoop | None = None) -> None:
+    """Execute a run in a thread, or, if it is a coroutine, on ``loop`` (by default the application's or our own)."""
+    if run.function.is_async:
+        engine.loops.spawn(_execute_async(engine, run), loop or engine.loops.background())
+    else:
+        engine.workers.submit(lambda: _execute(engine, run))
+
+
+def _execute(engine: Engine, run: Run) -> None:
+    try:
+        drive(engine, execute(engine, run))
+    except BaseException as error:  # a thread of ours has nobody to raise to; the workflow stays PENDING
+        _log_stopped(run, error)
+
+
+async def _execute_async(engine: Engine, run: Run) -> None:
+    try:
+        await drive_async(engine, execute(engine, run))
+    except asyncio.CancelledError as error:
+        _log_stopped(run, error)
+        raise
+    except BaseException as error:  # likewise
+        _log_stopped(run, error)
+
+
+def _log_stopped(run: Run, error: BaseException) -> None:
+    logger.warning(
+        "Workflow %s was interrupted by %s; it is PENDING and will be recovered.",
+        run.workflow_id,
+        type(error).__name__,
+        exc_info=error if isinstance(error, Exception) else None,
+    )
+
+
+def execute_workflow_by_id(engine: Engine, workflow_id: str) -> Run | None:
+    """Claim a workflow that nobody runs and execute it in the background.
+
+    The function, and the class or instance that it is called on, are looked up by the names in the workflow's row:
+    a static method is called without its class, class and instance methods get theirs first.
+
+    Returns:
+        Its run, or None if it is finished or already runs.
+
+    Raises:
+        DBOSRecoveryError: there is no such workflow.
+        DBOSWorkflowFunctionNotFoundError: its function, class or instance is not registered in this process.
+    """
+    run = drive(engine, claim_by_id(engine, workflow_id))
+    if run is not None:
+        execute_in_background(engine, run)
+    return run
+
+
+def dispatch_queue(engine: Engine, queue_name: str, count: int) -> int:
+    """Claim up to ``count`` waiting workflows of a queue and execute them; returns how many were begun."""
+    runs = drive(engine, claim_from_queue(engine, queue_name, count))
+    for run in runs:
+        execute_in_background(engine, run)
+    return len(runs)

@@ -1,0 +1,664 @@
+"""The facade: decorators, lifecycle, and a table of operations.
+
+The one DBOS object of a process lives here and nowhere else. Operations are declared, not written out: each is a flow
+of :mod:`dbos._operations`, in a blocking and in a coroutine form.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
+
+from dbos._bridge import Bridge, refuse_running_loop
+from dbos._clock import SystemClock
+from dbos._context import Context, current_context
+from dbos._core import (
+    decorate_step,
+    decorate_transaction,
+    decorate_workflow,
+    execute_in_background,
+    execute_workflow_by_id,
+    run_as_step,
+    run_as_step_async,
+)
+from dbos._dbos_config import DBOSConfig, process_config
+from dbos._engine import timing
+from dbos._engine.engine import Engine
+from dbos._engine.flow import drive, drive_async
+from dbos._engine.run import Run
+from dbos._engine.step import StepPolicy
+from dbos._error import DBOSException
+from dbos._handles import WorkflowHandle, WorkflowHandleAsync
+from dbos._operations import versions, workflows
+from dbos._operations.handles import EngineHandle, EngineHandleAsync
+from dbos._operations.lifecycle import Runtime
+from dbos._registrations import ValidateArgs, get_or_create_class_info, get_or_create_func_info
+from dbos._registry import Registry
+from dbos._serialization import WorkflowSerializationFormat
+from dbos._sys_db import reset_system_database
+from dbos._types import IsolationLevel, StepOptions, StepStatus
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+__all__ = ["DBOS", "DBOSConfiguredInstance"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T", bound=type)
+
+logger = logging.getLogger("dbos")
+
+
+class _Process:
+    """What this process has: a registry that outlives launches, the settings of a DBOS object, a running engine."""
+
+    def __init__(self) -> None:
+        self.registry: Registry[Engine] = Registry()
+        self.instance: DBOS | None = None
+        self.runtime: Runtime | None = None
+
+
+_process = _Process()
+
+
+def _find_engine() -> Engine:
+    instance = _process.instance
+    if instance is None:
+        raise DBOSException("No DBOS was created yet")
+    return instance._runtime.engine
+
+
+_bridge = Bridge(_find_engine)
+_blocking, _awaiting = _bridge.blocking, _bridge.awaiting
+
+
+class _ClassProperty:
+    """A read-only property of the class itself, so that ``DBOS.workflow_id`` works without an instance."""
+
+    def __init__(self, getter: Callable[[Any], Any]) -> None:
+        self._getter = getter
+        self.__doc__ = getter.__doc__
+
+    def __get__(self, instance: object, owner: type) -> Any:
+        return self._getter(owner)
+
+
+class DBOS:
+    """Durable workflows: decorate functions, make the one DBOS object of the process, launch it, call the functions.
+
+    Args:
+        config: The configuration; only ``name`` must be given. See :class:`DBOSConfig`.
+        conductor_url: Accepted for compatibility; there is no control plane to connect to.
+        conductor_key: Likewise.
+
+    Raises:
+        DBOSInitializationError: the configuration cannot be used.
+
+    Nothing is connected before :meth:`launch`. While a DBOS object exists, constructing another returns it.
+
+    Example:
+        ```python
+        from dbos import DBOS
+
+        DBOS(config={"name": "shop", "system_database_url": "sqlite:///shop.sqlite"})
+
+        @DBOS.step()
+        def charge(order: int) -> str:
+            return f"receipt {order}"
+
+        @DBOS.workflow()
+        def checkout(order: int) -> str:
+            return charge(order)
+
+        DBOS.launch()
+        print(checkout(1))
+        DBOS.destroy()
+        ```
+    """
+
+    _runtime: Runtime
+
+    def __new__(
+        cls, *, config: DBOSConfig, conductor_url: str | None = None, conductor_key: str | None = None
+    ) -> DBOS:
+        if _process.instance is None:
+            settings = process_config(config)
+            instance = super().__new__(cls)
+            instance._runtime = Runtime(settings, _process.registry, SystemClock())
+            _process.registry.engine = instance._runtime.engine
+            _process.instance = instance
+        return _process.instance
+
+    # -- lifecycle -----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def launch(cls) -> None:
+        """Connect, bring the schema up to date, recover what a dead process left, and begin to work.
+
+        Configured instances and functions must exist by now, so that recovery finds them. Without a DBOS object, or
+        when it was launched already, nothing happens.
+
+        Raises:
+            DBOSSchemaVersionError: the database was made by a newer release.
+            DBOSForeignDatabaseError: the database belongs to another library.
+            DBOSInitializationError: the database cannot be used.
+        """
+        instance = _process.instance
+        if instance is None:
+            return
+        if _process.runtime is not None:
+            logger.warning("DBOS was already launched")
+            return
+        try:
+            instance._runtime.launch()
+        except BaseException:
+            logger.exception("DBOS failed to launch:")
+            raise
+        _process.runtime = instance._runtime
+
+    @classmethod
+    def destroy(cls, *, destroy_registry: bool = False, workflow_completion_timeout_sec: float = 0) -> None:
+        """Stop working and forget the DBOS object; decorated functions work again with the next one.
+
+        Workflows that are still running stop at their next operation; they stay PENDING and are recovered by the next
+        launch. Safe to call at any time, also twice.
+
+        Args:
+            destroy_registry: Forget the decorated functions, classes and instances as well.
+            workflow_completion_timeout_sec: How many seconds to let running workflows end first.
+        """
+        instance, runtime = _process.instance, _process.runtime
+        _process.instance, _process.runtime = None, None
+        try:
+            if runtime is not None:
+                runtime.shut_down(workflow_completion_timeout_sec)
+        finally:
+            if instance is not None:
+                _process.registry.engine = None
+            if destroy_registry:
+                _process.registry.clear()
+
+    @classmethod
+    def reset_system_database(cls) -> None:
+        """Delete the system database with everything in it; for tests. Call it before :meth:`launch`.
+
+        Raises:
+            AssertionError: DBOS is launched.
+        """
+        if _process.instance is None:
+            logger.warning("reset_system_database has no effect because no DBOS object was created yet")
+            return
+        assert _process.runtime is None, "reset_system_database must be called before DBOS.launch()"
+        reset_system_database(_process.instance._runtime.engine.settings)
+
+    # -- decorators ----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def workflow(
+        cls,
+        *,
+        name: str | None = None,
+        max_recovery_attempts: int | None = 100,
+        serialization_type: WorkflowSerializationFormat | None = None,
+        validate_args: ValidateArgs | None = None,
+    ) -> Callable[[Callable[P, R]], Callable[P, R]]:
+        """Make a function a workflow: its progress is recorded, and after a crash it goes on where it stopped.
+
+        The function must be deterministic apart from its steps. It may be a coroutine function, a static method, a
+        class method or a method of a :class:`DBOSConfiguredInstance`; ``@staticmethod`` and ``@classmethod`` go on top.
+
+        Args:
+            name: What it is registered under; by default its qualified name.
+            max_recovery_attempts: How often it may be recovered before it is given up; None for no limit.
+            serialization_type: The format of its inputs and outcome.
+            validate_args: Called with ``(args, kwargs)`` read from the database; returns those to use, or raises.
+
+        Raises:
+            DBOSConflictingRegistrationError: the name belongs to a function of another kind.
+        """
+
+        def decorate(func: Callable[P, R]) -> Callable[P, R]:
+            return decorate_workflow(
+                _process.registry,
+                func,
+                name=name,
+                max_recovery_attempts=max_recovery_attempts,
+                serialization_type=serialization_type,
+                validate_args=validate_args,
+            )
+
+        return decorate
+
+    @classmethod
+    def step(
+        cls,
+        *,
+        name: str | None = None,
+        retries_allowed: bool = False,
+        interval_seconds: float = 1.0,
+        max_attempts: int = 3,
+        backoff_rate: float = 2.0,
+        should_retry: Callable[[Exception], bool | Awaitable[bool]] | None = None,
+    ) -> Callable[[Callable[P, R]], Callable[P, R]]:
+        """Make a function a step: within a workflow its result is recorded, and it is not run again once it was.
+
+        Outside of a workflow, or within another step, it is a plain function.
+
+        Args:
+            name: What it is recorded under; by default its qualified name.
+            retries_allowed: Whether to run it again if it raises.
+            interval_seconds: The pause before the second attempt, in seconds.
+            max_attempts: How many attempts in all.
+            backoff_rate: By what each pause is longer than the one before.
+            should_retry: Called with the exception; False has it raised at once. May be a coroutine function for a
+                coroutine step.
+
+        Raises:
+            DBOSException: a synchronous step was given a coroutine function as ``should_retry``.
+        """
+        policy = StepPolicy(
+            retries_allowed=retries_allowed,
+            interval_s=interval_seconds,
+            max_attempts=max_attempts,
+            backoff_rate=backoff_rate,
+            should_retry=should_retry,
+        )
+
+        def decorate(func: Callable[P, R]) -> Callable[P, R]:
+            return decorate_step(_process.registry, func, name=name, policy=policy)
+
+        return decorate
+
+    @classmethod
+    def transaction(
+        cls, isolation_level: IsolationLevel = "SERIALIZABLE", *, name: str | None = None
+    ) -> Callable[[Callable[P, R]], Callable[P, R]]:
+        """Make a function a transaction: a step whose writes to the application database commit with its record.
+
+        Within it, :attr:`sql_session` is an SQLAlchemy session; it commits when the function returns and rolls back
+        when it raises. Called outside of a workflow, it is one by itself.
+
+        Args:
+            isolation_level: On PostgreSQL; SQLite is always serializable.
+            name: What it is recorded under; by default its qualified name.
+
+        Raises:
+            DBOSException: the function is a coroutine function.
+        """
+
+        def decorate(func: Callable[P, R]) -> Callable[P, R]:
+            return decorate_transaction(_process.registry, func, name=name, isolation_level=isolation_level)
+
+        return decorate
+
+    @classmethod
+    def dbos_class(cls, class_name: str | None = None) -> Callable[[T], T]:
+        """Register a class that has workflows, steps or transactions among its methods.
+
+        Args:
+            class_name: What it is registered under; by default its qualified name.
+
+        Raises:
+            Exception: another class has that name.
+        """
+
+        def decorate(target: T) -> T:
+            info = get_or_create_class_info(target, class_name)
+            _process.registry.register_class(target, info.registered_name)
+            return target
+
+        return decorate
+
+    @classmethod
+    def default_required_roles(cls, roles: list[str]) -> Callable[[T], T]:
+        """Require one of the roles for every decorated function of a class that names none itself; registers the class.
+
+        Args:
+            roles: The roles, one of which the caller must have.
+        """
+
+        def decorate(target: T) -> T:
+            info = get_or_create_class_info(target)
+            info.def_required_roles = roles
+            _process.registry.register_class(target, info.registered_name)
+            return target
+
+        return decorate
+
+    @classmethod
+    def required_roles(cls, roles: list[str]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+        """Require one of the roles for a workflow, step or transaction; above or below its decorator.
+
+        Args:
+            roles: The roles, one of which the caller must have; an empty list lifts the class' default.
+        """
+
+        def decorate(func: Callable[P, R]) -> Callable[P, R]:
+            get_or_create_func_info(func).required_roles = roles
+            return func
+
+        return decorate
+
+    @classmethod
+    def register_instance(cls, inst: object) -> None:
+        """Register a configured instance, by its class and its ``config_name``, so that recovery finds it.
+
+        Args:
+            inst: An object with a ``config_name``.
+
+        Raises:
+            Exception: another instance of the class has that name.
+        """
+        _process.registry.register_instance(inst)
+
+    # -- starting workflows and steps ----------------------------------------------------------------------------------
+
+    @classmethod
+    def start_workflow(cls, func: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> WorkflowHandle[Any]:
+        """Start a workflow in the background. It is durable when this returns.
+
+        Args:
+            func: A workflow; a step or transaction is started as a workflow around it.
+            args: Its arguments.
+            kwargs: Its keyword arguments.
+
+        Returns:
+            A handle to await it with.
+
+        Raises:
+            DBOSWorkflowFunctionNotFoundError: ``func`` is not decorated.
+            DBOSConflictingWorkflowError: the workflow id belongs to another function, class or instance.
+        """
+        engine = _find_engine()
+        begun = drive(engine, workflows.start(engine, func, args, kwargs))
+        if isinstance(begun, Run):
+            execute_in_background(engine, begun)
+            return EngineHandle(engine, begun.workflow_id, begun)
+        return EngineHandle(engine, begun)
+
+    @classmethod
+    async def start_workflow_async(
+        cls, func: Callable[P, Any], *args: P.args, **kwargs: P.kwargs
+    ) -> WorkflowHandleAsync[Any]:
+        """Start a workflow in the background, on the running event loop if it is a coroutine function.
+
+        Cancelling the caller does not cancel the workflow. See :meth:`start_workflow`.
+        """
+        engine = _find_engine()
+        begun = await drive_async(engine, workflows.start(engine, func, args, kwargs))
+        if isinstance(begun, Run):
+            execute_in_background(engine, begun, loop=asyncio.get_running_loop())
+            return EngineHandleAsync(engine, begun.workflow_id, begun)
+        return EngineHandleAsync(engine, begun)
+
+    @classmethod
+    def run_step(
+        cls, dbos_step_options: StepOptions | None, func: Callable[P, R], *args: P.args, **kwargs: P.kwargs
+    ) -> Any:
+        """Call any function as a step of the current workflow; outside of one, just call it.
+
+        Args:
+            dbos_step_options: A name and a retry policy, or None for the defaults.
+            func: The function; a coroutine function is run to its end on a loop of the library.
+            args: Its arguments.
+            kwargs: Its keyword arguments.
+
+        Raises:
+            RuntimeError: an event loop is running; use :meth:`run_step_async`.
+        """
+        refuse_running_loop("run_step")
+        return run_as_step(_find_engine(), dbos_step_options, func, args, kwargs)
+
+    @classmethod
+    def run_step_async(
+        cls, dbos_step_options: StepOptions | None, func: Callable[P, Any], *args: P.args, **kwargs: P.kwargs
+    ) -> Coroutine[Any, Any, Any]:
+        """Call any function as a step of the current workflow; a synchronous one runs in a thread.
+
+        Args:
+            dbos_step_options: A name and a retry policy, or None for the defaults.
+            func: The function.
+            args: Its arguments.
+            kwargs: Its keyword arguments.
+
+        Raises:
+            RuntimeError: no event loop is running; use :meth:`run_step`.
+        """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError as error:
+            raise RuntimeError(
+                "run_step_async() was called while an event loop is not running. Use run_step(...) instead."
+            ) from error
+        return run_as_step_async(_find_engine(), dbos_step_options, func, args, kwargs)
+
+    # -- operations, in both forms -------------------------------------------------------------------------------------
+
+    get_workflow_status = staticmethod(_blocking(workflows.get_workflow_status))
+    get_workflow_status_async = staticmethod(_awaiting(workflows.get_workflow_status))
+    get_result = staticmethod(_blocking(workflows.get_result))
+    get_result_async = staticmethod(_awaiting(workflows.get_result))
+    list_workflows = staticmethod(_blocking(workflows.list_workflows))
+    list_workflows_async = staticmethod(_awaiting(workflows.list_workflows))
+    list_workflow_steps = staticmethod(_blocking(workflows.list_workflow_steps))
+    list_workflow_steps_async = staticmethod(_awaiting(workflows.list_workflow_steps))
+    cancel_workflow = staticmethod(_blocking(workflows.cancel_workflow))
+    cancel_workflow_async = staticmethod(_awaiting(workflows.cancel_workflow))
+    cancel_workflows = staticmethod(_blocking(workflows.cancel_workflows))
+    cancel_workflows_async = staticmethod(_awaiting(workflows.cancel_workflows))
+    list_application_versions = staticmethod(_blocking(versions.list_application_versions, guarded=False))
+    list_application_versions_async = staticmethod(_awaiting(versions.list_application_versions))
+    get_latest_application_version = staticmethod(_blocking(versions.get_latest_application_version, guarded=False))
+    get_latest_application_version_async = staticmethod(_awaiting(versions.get_latest_application_version))
+    set_latest_application_version = staticmethod(_blocking(versions.set_latest_application_version, guarded=False))
+    set_latest_application_version_async = staticmethod(_awaiting(versions.set_latest_application_version))
+    sleep = staticmethod(_blocking(timing.sleep))
+    sleep_async = staticmethod(_awaiting(timing.sleep))
+
+    @classmethod
+    def retrieve_workflow(cls, workflow_id: str, existing_workflow: bool = True) -> WorkflowHandle[Any]:
+        """A handle for a workflow, wherever it runs.
+
+        Args:
+            workflow_id: The workflow's id.
+            existing_workflow: Check that it exists.
+
+        Raises:
+            DBOSNonExistentWorkflowError: there is no such workflow.
+        """
+        refuse_running_loop("retrieve_workflow")
+        engine = _find_engine()
+        drive(engine, workflows.retrieve(engine, workflow_id, existing_workflow))
+        return EngineHandle(engine, workflow_id)
+
+    @classmethod
+    async def retrieve_workflow_async(
+        cls, workflow_id: str, existing_workflow: bool = True
+    ) -> WorkflowHandleAsync[Any]:
+        """A handle for a workflow, wherever it runs; see :meth:`retrieve_workflow`."""
+        engine = _find_engine()
+        await drive_async(engine, workflows.retrieve(engine, workflow_id, existing_workflow))
+        return EngineHandleAsync(engine, workflow_id)
+
+    @classmethod
+    def resume_workflow(cls, workflow_id: str, *, queue_name: str | None = None) -> WorkflowHandle[Any]:
+        """Let an unfinished workflow (cancelled, given up, or stuck) go on from its last recorded operation.
+
+        Args:
+            workflow_id: The workflow's id; a finished or unknown one is left alone.
+            queue_name: The queue to enqueue it in, by default one of the library that runs it at once.
+
+        Returns:
+            A handle to await it with.
+        """
+        return cls._resume([workflow_id], queue_name, "resume_workflow")[0]
+
+    @classmethod
+    def resume_workflows(
+        cls, workflow_ids: Sequence[str], *, queue_name: str | None = None
+    ) -> list[WorkflowHandle[Any]]:
+        """Resume several workflows in one transaction; see :meth:`resume_workflow`."""
+        return cls._resume(workflow_ids, queue_name, "resume_workflows")
+
+    @classmethod
+    def _resume(cls, workflow_ids: Sequence[str], queue_name: str | None, name: str) -> list[WorkflowHandle[Any]]:
+        refuse_running_loop(name)
+        engine = _find_engine()
+        drive(engine, workflows.resume_workflows(engine, workflow_ids, queue_name))
+        return [EngineHandle(engine, workflow_id) for workflow_id in workflow_ids]
+
+    @classmethod
+    async def resume_workflow_async(
+        cls, workflow_id: str, *, queue_name: str | None = None
+    ) -> WorkflowHandleAsync[Any]:
+        """Resume a workflow; see :meth:`resume_workflow`."""
+        return (await cls.resume_workflows_async([workflow_id], queue_name=queue_name))[0]
+
+    @classmethod
+    async def resume_workflows_async(
+        cls, workflow_ids: Sequence[str], *, queue_name: str | None = None
+    ) -> list[WorkflowHandleAsync[Any]]:
+        """Resume several workflows in one transaction; see :meth:`resume_workflow`."""
+        engine = _find_engine()
+        await drive_async(engine, workflows.resume_workflows(engine, workflow_ids, queue_name))
+        return [EngineHandleAsync(engine, workflow_id) for workflow_id in workflow_ids]
+
+    @classmethod
+    async def asyncio_wait(
+        cls,
+        fs: Sequence[Awaitable[Any]],
+        *,
+        timeout: float | None = None,
+        return_when: str = asyncio.ALL_COMPLETED,
+    ) -> tuple[set[asyncio.Future[Any]], set[asyncio.Future[Any]]]:
+        """``asyncio.wait`` for workflows: which awaitables were done is recorded, so that replay takes the same way.
+
+        Args:
+            fs: Awaitables; coroutines become tasks.
+            timeout: How long to wait, in seconds; None for as long as it takes.
+            return_when: ``asyncio.FIRST_COMPLETED``, ``FIRST_EXCEPTION`` or ``ALL_COMPLETED``.
+
+        Returns:
+            The sets of awaitables that are done and that are pending.
+        """
+        engine = _process.instance._runtime.engine if _process.instance is not None else None
+        return await timing.asyncio_wait(engine, fs, timeout=timeout, return_when=return_when)
+
+    @classmethod
+    def _execute_workflow_id(cls, workflow_id: str) -> WorkflowHandle[Any]:
+        """Execute a workflow that nobody runs; returns a handle for it whoever does."""
+        engine = _find_engine()
+        return EngineHandle(engine, workflow_id, execute_workflow_by_id(engine, workflow_id))
+
+    @classmethod
+    def _recover_pending_workflows(cls, executor_ids: Sequence[str] = ("local",)) -> list[WorkflowHandle[Any]]:
+        """Recover workflows of this process that do not run in it, and those whose owner is unknown or dead."""
+        runtime = _process.runtime
+        if runtime is None:
+            raise DBOSException("System database accessed before DBOS was launched")
+        recovered = runtime.leases.recover_now(executor_ids)
+        return [EngineHandle(runtime.engine, workflow_id) for workflow_id in recovered]
+
+    # -- context -------------------------------------------------------------------------------------------------------
+
+    logger: ClassVar[logging.Logger] = logger
+
+    @_ClassProperty
+    def application_version(cls) -> str:
+        """The application version of this process; empty before the launch that computes it."""
+        instance = _process.instance
+        return instance._runtime.engine.application_version if instance is not None else ""
+
+    @_ClassProperty
+    def executor_id(cls) -> str:
+        """The executor id of this process."""
+        instance = _process.instance
+        return instance._runtime.engine.executor_id if instance is not None else "local"
+
+    @_ClassProperty
+    def workflow_id(cls) -> str | None:
+        """The id of the workflow that the calling code belongs to, or None."""
+        context = current_context()
+        return context.run.workflow_id if context is not None and context.run is not None else None
+
+    @_ClassProperty
+    def step_id(cls) -> int | None:
+        """The function id of the step or transaction that the calling code belongs to, or None."""
+        context = current_context()
+        return context.step_id if context is not None else None
+
+    @_ClassProperty
+    def step_status(cls) -> StepStatus | None:
+        """The step and attempt that the calling code belongs to, or None."""
+        context = current_context()
+        return context.step_status if context is not None else None
+
+    @_ClassProperty
+    def sql_session(cls) -> Session:
+        """The SQLAlchemy session of the transaction that the calling code belongs to.
+
+        Raises:
+            AssertionError: it belongs to none.
+        """
+        context = current_context()
+        assert context is not None and context.session is not None, (
+            "DBOS.sql_session is only available within a transaction"
+        )
+        return context.session
+
+    @_ClassProperty
+    def authenticated_user(cls) -> str | None:
+        """The user that the calling code acts for."""
+        return _existing_context().authenticated_user
+
+    @_ClassProperty
+    def authenticated_roles(cls) -> list[str] | None:
+        """The roles of the user that the calling code acts for."""
+        return _existing_context().authenticated_roles
+
+    @_ClassProperty
+    def assumed_role(cls) -> str | None:
+        """The role by which the user was allowed to call the current function."""
+        return _existing_context().assumed_role
+
+    @classmethod
+    def set_authentication(cls, authenticated_user: str | None, authenticated_roles: list[str] | None) -> None:
+        """Set the user and roles of the current context.
+
+        Args:
+            authenticated_user: The user's name.
+            authenticated_roles: The roles that the user has.
+
+        Raises:
+            AssertionError: there is no context; use :class:`DBOSContextSetAuth` or :class:`DBOSContextEnsure`.
+        """
+        context = _existing_context()
+        context.authenticated_user = authenticated_user
+        context.authenticated_roles = authenticated_roles
+
+
+def _existing_context() -> Context:
+    context = current_context()
+    assert context is not None, "No DBOS context: call this from within a workflow, or in a DBOSContextEnsure block"
+    return context
+
+
+class DBOSConfiguredInstance:
+    """A base for classes whose methods are workflows, steps or transactions.
+
+    Recovery finds the instance by its class' registered name and its ``config_name``, so create instances before
+    ``DBOS.launch()``, each with a name of its own.
+
+    Args:
+        config_name: The name of the instance, unique within its class.
+
+    Raises:
+        Exception: another instance of the class has that name.
+    """
+
+    def __init__(self, config_name: str) -> None:
+        self.config_name = config_name
+        DBOS.register_instance(self)

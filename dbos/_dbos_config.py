@@ -1,0 +1,726 @@
+"""From what a user writes (:class:`DBOSConfig`) to what the library runs on (:class:`Settings`).
+
+:func:`process_config` is called once, when the ``DBOS`` object is made. It reads the dictionary and the environment,
+touches neither files nor databases, and refuses whatever it does not understand: a misspelled key would otherwise be a
+setting that silently does nothing. Everything below receives :class:`Settings` and never looks at the environment.
+
+SQLAlchemy is imported where a URL is parsed, not at the top: it takes longer to import than all of this library.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import math
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
+
+from dbos._error import DBOSInitializationError
+from dbos._serialization import Serialization, Serializer
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+    from sqlalchemy.engine import URL
+
+__all__ = [
+    "DBOSConfig",
+    "DatabaseURLs",
+    "Settings",
+    "engine_kwargs_for",
+    "is_sqlite",
+    "libpq_conninfo",
+    "mask_url",
+    "process_config",
+    "resolve_database_urls",
+    "sqlite_path",
+]
+
+logger = logging.getLogger("dbos.config")
+
+APPLICATION_NAME = "dbos_transact"  # how our connections are listed in pg_stat_activity
+CONNECT_TIMEOUT_S = 10  # an unreachable server must not hold a launch for the minutes that TCP would
+DEFAULT_SCHEMA = "dbos"
+DRIVER_ARGUMENTS = ("prepare_threshold",)  # what psycopg takes beside the parameters of libpq
+HIDDEN = "***"
+HIDDEN_URL = "<a database URL that cannot be parsed>"
+LEASE_S = 15.0  # how long a dead executor's work waits; three heartbeats may be lost
+MAX_EXECUTOR_THREADS = 64  # workflows running at once in threads; more are durable and wait
+MAX_IDENTIFIER_BYTES = 63  # PostgreSQL cuts longer names, so that two schemas could become one
+MIN_POLLING_INTERVAL_S = 0.001
+PATCHING_VERSION = "PATCHING_ENABLED"
+POOL_SIZE = 20
+SECRET_PARAMETER = re.compile("pass|secret|token|key", re.IGNORECASE)  # password, sslpassword, passfile, sslkey …
+POOL_KEYS = ("pool_timeout", "max_overflow", "pool_size", "pool_pre_ping")
+SYSTEM_DATABASE_SUFFIX = "_dbos_sys"
+
+SqliteSynchronous = Literal["FULL", "NORMAL"]
+OtelAttributeFormat = Literal["legacy", "semconv"]
+
+
+class DBOSConfig(TypedDict, total=False):
+    """The configuration of an application; only ``name`` must be given, and ``None`` means the default."""
+
+    name: str
+    """The application's name: 3 to 30 lower-case letters, digits, ``-`` and ``_``."""
+    system_database_url: str | None
+    """Where workflows are recorded: a SQLite or PostgreSQL URL. Default: ``sqlite:///<name>.sqlite``, or next to the
+    application database."""
+    application_database_url: str | None
+    """Where ``@DBOS.transaction`` functions run. Default: the system database if that is SQLite, otherwise none."""
+    database_url: str | None
+    """The former name of ``application_database_url``; if present it takes its place."""
+    system_database_engine: Engine | None
+    """An engine whose URL says where workflows are recorded, if ``system_database_url`` is not given."""
+    dbos_system_schema: str | None
+    """The PostgreSQL schema of the system tables. Default: ``dbos``. SQLite has no schemas."""
+    sys_db_pool_size: int | None
+    """How many connections to the system database may be open. Default: 20."""
+    sys_db_polling_concurrency: int | None
+    """How many of them may be used for polling; accepted for compatibility."""
+    db_engine_kwargs: dict[str, Any] | None
+    """Arguments for ``sqlalchemy.create_engine``, merged over the defaults."""
+    sqlite_synchronous: SqliteSynchronous | None
+    """``FULL`` (default) survives a power cut; ``NORMAL`` is faster but may lose the last commits in one."""
+    use_listen_notify: bool | None
+    """Whether PostgreSQL wakes waiting processes (default), instead of being polled. Turn off behind PgBouncer."""
+    run_migrations: bool | None
+    """Whether launching brings the schema up to date (default), or only checks it."""
+    application_version: str | None
+    """The version of the code. Default: ``DBOS__APPVERSION``, or computed from the workflows' source."""
+    executor_id: str | None
+    """The name of this process. Default: ``DBOS__VMID``, or ``local``."""
+    enable_patching: bool | None
+    """Whether ``DBOS.patch`` may be used; the version then stays the same as the code changes. Default: ``False``."""
+    serializer: Serializer | None
+    """How values are stored. Default: JSON where a value survives it exactly, pickle otherwise."""
+    allowed_serializers: list[str] | None
+    """The only formats that may be read or written, such as ``["json"]``. Default: all."""
+    max_executor_threads: int | None
+    """How many workflows may run in threads at once; more wait in order. Default: 64."""
+    lease_s: float | None
+    """After how many seconds without a sign of life another process takes over this one's work. Default: 15."""
+    notification_listener_polling_interval_sec: float | None
+    """Seconds between polls for messages and events where nothing wakes the waiters. Default: 1.0."""
+    notification_coalesce_sec: float | None
+    """Seconds over which wake-ups for other processes are gathered. Default: 0.01."""
+    scheduler_polling_interval_sec: float | None
+    """Seconds between looks for changed schedules. Default: 30.0."""
+    kafka_queue_polling_interval_sec: float | None
+    """Seconds between looks for messages taken from Kafka. Default: 1.0."""
+    run_admin_server: bool | None
+    """Whether to serve the administrative HTTP interface. Default: ``False``."""
+    admin_port: int | None
+    """The port of that interface. Default: 3001."""
+    log_level: str | None
+    """The level of the logger ``dbos``. Default: ``INFO``."""
+    console_log_level: str | None
+    """The level of its console handler. Default: ``log_level``."""
+    otlp_log_level: str | None
+    """The level of its OTLP handler. Default: ``log_level``."""
+    enable_otlp: bool | None
+    """Whether traces and logs are exported by OpenTelemetry. Default: ``False``."""
+    otlp_traces_endpoints: list[str] | None
+    """Where traces are sent."""
+    otlp_logs_endpoints: list[str] | None
+    """Where logs are sent."""
+    otlp_attributes: dict[str, str] | None
+    """What is added to every span and log record."""
+    otel_attribute_format: OtelAttributeFormat | None
+    """How span attributes are named: ``legacy`` (default) or ``semconv``."""
+    conductor_key: str | None
+    """Of a hosted service; accepted and ignored."""
+    conductor_url: str | None
+    """Of a hosted service; accepted and ignored."""
+    conductor_executor_metadata: dict[str, Any] | None
+    """Of a hosted service; accepted and ignored."""
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseURLs:
+    """The two databases of an application, as SQLAlchemy URLs with passwords."""
+
+    system: str
+    application: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The validated configuration; a value that every part of the library may hold."""
+
+    name: str
+    """The application's name."""
+    system_database_url: str = field(repr=False)
+    """The system database; PostgreSQL URLs name the driver ``postgresql+psycopg``."""
+    application_database_url: str | None = field(repr=False)
+    """The application database, or ``None`` if there is none."""
+    system_database_engine: Engine | None = field(repr=False)
+    """The user's own engine for the system database, if one was given."""
+    system_schema: str
+    """The schema of the system tables; without meaning on SQLite."""
+    sys_db_pool_size: int
+    """How many connections to the system database may be open."""
+    db_engine_kwargs: Mapping[str, Any] = field(repr=False)
+    """What the user gave for ``create_engine``; see :func:`engine_kwargs_for`."""
+    connect_timeout_s: int
+    """How long connecting to PostgreSQL may take."""
+    sqlite_synchronous: SqliteSynchronous
+    """The ``PRAGMA synchronous`` of a SQLite system database."""
+    use_listen_notify: bool
+    """Whether PostgreSQL wakes waiting processes."""
+    run_migrations: bool
+    """Whether launching brings the schema up to date."""
+    application_version: str
+    """The version of the code; empty if it is to be computed at launch."""
+    executor_id: str
+    """The name of this process."""
+    application_id: str
+    """The ``application_id`` of workflow rows, from ``DBOS__APPID``; often empty."""
+    enable_patching: bool
+    """Whether ``DBOS.patch`` may be used."""
+    serialization: Serialization
+    """The formats that are written and read."""
+    max_executor_threads: int
+    """How many workflows may run in threads at once."""
+    lease_s: float
+    """How long an executor without a sign of life keeps its work, in seconds."""
+    notification_polling_interval_s: float
+    """Seconds between polls for messages and events."""
+    notification_coalesce_s: float
+    """Seconds over which wake-ups for other processes are gathered."""
+    scheduler_polling_interval_s: float
+    """Seconds between looks for changed schedules."""
+    kafka_polling_interval_s: float
+    """Seconds between looks for messages taken from Kafka."""
+    run_admin_server: bool
+    """Whether to serve the administrative HTTP interface."""
+    admin_port: int
+    """The port of that interface."""
+    log_level: str
+    """The level of the logger ``dbos``."""
+    console_log_level: str
+    """The level of its console handler."""
+    otlp_log_level: str
+    """The level of its OTLP handler."""
+    enable_otlp: bool
+    """Whether traces and logs are exported."""
+    otlp_traces_endpoints: tuple[str, ...]
+    """Where traces are sent."""
+    otlp_logs_endpoints: tuple[str, ...]
+    """Where logs are sent."""
+    otlp_attributes: Mapping[str, str]
+    """What is added to every span and log record."""
+    otel_attribute_format: OtelAttributeFormat
+    """How span attributes are named."""
+
+    @property
+    def is_application_version_pinned(self) -> bool:
+        """Whether the version was given, so that it does not follow the source of the workflows."""
+        return bool(self.application_version)
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether the system database is SQLite."""
+        return is_sqlite(self.system_database_url)
+
+    @property
+    def sqlite_path(self) -> Path:
+        """The absolute path of a SQLite system database."""
+        return sqlite_path(self.system_database_url)
+
+    @property
+    def conninfo(self) -> dict[str, str]:
+        """The libpq parameters of a PostgreSQL system database, for ``psycopg.connect(**settings.conninfo)``."""
+        connect_args = self.db_engine_kwargs.get("connect_args", {})
+        return libpq_conninfo(
+            self.system_database_url, connect_timeout_s=self.connect_timeout_s, connect_args=connect_args
+        )
+
+    @property
+    def application_engine_kwargs(self) -> dict[str, Any]:
+        """The arguments of ``create_engine`` for the application database."""
+        url = self.application_database_url or self.system_database_url
+        return engine_kwargs_for(url, self.db_engine_kwargs, connect_timeout_s=self.connect_timeout_s)
+
+    @property
+    def system_engine_kwargs(self) -> dict[str, Any]:
+        """The arguments of ``create_engine`` for the system database."""
+        kwargs = engine_kwargs_for(
+            self.system_database_url, self.db_engine_kwargs, connect_timeout_s=self.connect_timeout_s
+        )
+        if "pool_size" in kwargs:
+            kwargs["pool_size"] = self.sys_db_pool_size
+        return kwargs
+
+
+def process_config(config: DBOSConfig, environ: Mapping[str, str] | None = None) -> Settings:
+    """Validate ``config``, fill in the defaults and what ``environ`` (``os.environ`` unless given) adds.
+
+    Raises:
+        DBOSInitializationError: A key is unknown or missing, or a value cannot be used.
+    """
+    environ = os.environ if environ is None else environ
+    given = _given(config)
+    name = _application_name(given)
+    application_url = given.get("application_database_url")
+    if "database_url" in config:
+        # The older key wins by its presence, even if it says None.
+        application_url = given.get("database_url")
+    urls = resolve_database_urls(
+        system_url=given.get("system_database_url") or _engine_url(given),
+        application_url=application_url,
+        name=name,
+    )
+    db_engine_kwargs = {**given.get("db_engine_kwargs", {})}
+    log_level = _log_level(given, "log_level", "INFO")
+    return Settings(
+        name=name,
+        system_database_url=urls.system,
+        application_database_url=urls.application,
+        system_database_engine=given.get("system_database_engine"),
+        system_schema=_schema(given),
+        sys_db_pool_size=_at_least(given, "sys_db_pool_size", POOL_SIZE, minimum=1),
+        db_engine_kwargs=db_engine_kwargs,
+        connect_timeout_s=_connect_timeout_s(urls, db_engine_kwargs),
+        sqlite_synchronous=_one_of(given, "sqlite_synchronous", "FULL", get_args(SqliteSynchronous)),
+        use_listen_notify=given.get("use_listen_notify", True),
+        run_migrations=given.get("run_migrations", True),
+        application_version=_application_version(given, environ),
+        executor_id=_executor_id(given, environ),
+        application_id=environ.get("DBOS__APPID", ""),
+        enable_patching=given.get("enable_patching", False),
+        serialization=Serialization(given.get("serializer"), given.get("allowed_serializers")),
+        max_executor_threads=_at_least(given, "max_executor_threads", MAX_EXECUTOR_THREADS, minimum=1),
+        lease_s=_interval_s(given, "lease_s", LEASE_S),
+        notification_polling_interval_s=_interval_s(given, "notification_listener_polling_interval_sec", 1.0),
+        notification_coalesce_s=_interval_s(given, "notification_coalesce_sec", 0.01),
+        scheduler_polling_interval_s=_interval_s(given, "scheduler_polling_interval_sec", 30.0),
+        kafka_polling_interval_s=_interval_s(given, "kafka_queue_polling_interval_sec", 1.0),
+        run_admin_server=given.get("run_admin_server", False),
+        admin_port=_at_least(given, "admin_port", 3001, minimum=0, maximum=65535),
+        log_level=log_level,
+        console_log_level=_log_level(given, "console_log_level", log_level),
+        otlp_log_level=_log_level(given, "otlp_log_level", log_level),
+        enable_otlp=given.get("enable_otlp", False),
+        otlp_traces_endpoints=tuple(given.get("otlp_traces_endpoints", ())),
+        otlp_logs_endpoints=tuple(given.get("otlp_logs_endpoints", ())),
+        otlp_attributes={**given.get("otlp_attributes", {})},
+        otel_attribute_format=_one_of(given, "otel_attribute_format", "legacy", get_args(OtelAttributeFormat)),
+    )
+
+
+# -- databases --------------------------------------------------------------------------------------------------------
+
+
+def resolve_database_urls(
+    *, system_url: str | None, application_url: str | None, name: str | None = None
+) -> DatabaseURLs:
+    """Return both database URLs, from whichever of them is given.
+
+    The system database of a PostgreSQL application is another database on its server, ``<database>_dbos_sys``. With
+    neither URL it is the SQLite file ``<name>.sqlite`` in the working directory. A SQLite system database is also the
+    application database unless one is given.
+
+    Raises:
+        DBOSInitializationError: A URL cannot be used, or neither URL nor ``name`` is given.
+    """
+    application = None if not application_url else _checked_url(application_url, "application_database_url")
+    if system_url:
+        system = _checked_url(system_url, "system_database_url")
+    elif application is not None:
+        system = application if is_sqlite(application) else _with_database_suffix(application, SYSTEM_DATABASE_SUFFIX)
+    elif name is not None:
+        system = f"sqlite:///{_database_name(name)}.sqlite"
+    else:
+        raise DBOSInitializationError("No database was named. Give system_database_url or application_database_url.")
+    if application is None and is_sqlite(system):
+        application = system
+    return DatabaseURLs(system, application)
+
+
+def is_sqlite(url: str) -> bool:
+    """Whether ``url`` names a SQLite database."""
+    return url.startswith("sqlite")
+
+
+def sqlite_path(url: str) -> Path:
+    """Return the absolute path of the file that a SQLite URL names.
+
+    Raises:
+        DBOSInitializationError: It names none: the database would be in memory, or is given as a ``file:`` URI.
+    """
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        database = make_url(url).database
+    except ArgumentError:
+        raise DBOSInitializationError(f"{url!r} is not a SQLite URL such as sqlite:///app.sqlite") from None
+    if not database or database == ":memory:":
+        raise DBOSInitializationError(
+            "A SQLite database in memory belongs to a single connection and cannot be shared by the library's threads. "
+            "Use a file, for tests one in a temporary directory: sqlite:////tmp/test.sqlite"
+        )
+    if database.startswith("file:"):
+        raise DBOSInitializationError("SQLite file: URIs are not supported. Name a plain path: sqlite:///app.sqlite")
+    return Path(database).absolute()
+
+
+def libpq_conninfo(
+    url: str,
+    *,
+    connect_timeout_s: int = CONNECT_TIMEOUT_S,
+    application_name: str = APPLICATION_NAME,
+    connect_args: Mapping[str, Any] | None = None,
+) -> dict[str, str]:
+    """Return the libpq parameters that a SQLAlchemy URL stands for, for ``psycopg.connect(**conninfo)``.
+
+    Parameters in the URL win over those of this function, and ``connect_args`` (of ``create_engine``) over both; of
+    these only text and whole numbers are taken, the others being meant for the driver.
+    """
+    from sqlalchemy.engine import make_url
+
+    parsed = make_url(url)
+    conninfo = {"application_name": application_name, "connect_timeout": str(connect_timeout_s)}
+    for key, part in (
+        ("host", parsed.host),
+        ("port", parsed.port),
+        ("user", parsed.username),
+        ("password", parsed.password),
+        ("dbname", parsed.database),
+    ):
+        if part:
+            conninfo[key] = str(part)
+    for key, value in parsed.query.items():
+        if key == "host":
+            conninfo.update(_hosts((value,) if isinstance(value, str) else value))
+        else:
+            conninfo[key] = value if isinstance(value, str) else value[-1]
+    conninfo.update((key, str(value)) for key, value in (connect_args or {}).items() if type(value) in (str, int))
+    for key in DRIVER_ARGUMENTS:
+        conninfo.pop(key, None)
+    return conninfo
+
+
+def engine_kwargs_for(
+    url: str, given: Mapping[str, Any], *, connect_timeout_s: int = CONNECT_TIMEOUT_S
+) -> dict[str, Any]:
+    """Return the arguments of ``create_engine`` for ``url``: the defaults, overridden by ``given``."""
+    connect_args: dict[str, Any] = {}
+    if not is_sqlite(url):
+        connect_args = {"application_name": APPLICATION_NAME, "connect_timeout": connect_timeout_s}
+    connect_args.update(given.get("connect_args") or {})
+    if is_sqlite(url):
+        # One dictionary serves both databases, and SQLite knows neither.
+        connect_args.pop("application_name", None)
+        connect_args.pop("connect_timeout", None)
+    kwargs: dict[str, Any] = {
+        "pool_timeout": 30,
+        "max_overflow": 0,
+        "pool_size": POOL_SIZE,
+        "pool_pre_ping": True,
+        "hide_parameters": True,  # errors that are logged must not show what users stored
+        **given,
+        "connect_args": connect_args,
+    }
+    if getattr(kwargs.get("poolclass"), "__name__", None) == "NullPool":
+        for key in POOL_KEYS:
+            kwargs.pop(key, None)
+    return kwargs
+
+
+def mask_url(url: str | URL) -> str:
+    """Return ``url`` for people and logs: passwords and keys are hidden, also those among its parameters."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        return HIDDEN_URL
+    if parsed.host is not None and "@" in parsed.host:
+        # An unescaped @ in the password: the rest of it was taken for the host.
+        return f"{parsed.drivername}://{HIDDEN}"
+    hidden: dict[str, str | tuple[str, ...]] = {
+        key: HIDDEN if SECRET_PARAMETER.search(key) else value for key, value in parsed.query.items()
+    }
+    masked = parsed.set(query=hidden).render_as_string(hide_password=True)
+    return masked.replace("%2A%2A%2A", HIDDEN)
+
+
+def _checked_url(url: str, key: str) -> str:
+    """Return ``url`` in the form the library uses throughout.
+
+    Raises:
+        DBOSInitializationError: It cannot be parsed, names no database, or another kind of database.
+    """
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    if is_sqlite(url):
+        sqlite_path(url)
+        return url
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        # Without its cause: that one quotes the URL, password and all.
+        raise DBOSInitializationError(
+            f"{key!r} cannot be parsed. It should look like postgresql://user:password@host:5432/database, "
+            "with special characters in the password written as %-escapes."
+        ) from None
+    if parsed.get_backend_name() not in ("postgresql", "postgres", "cockroachdb"):
+        raise DBOSInitializationError(
+            f"{key!r} names a {parsed.get_backend_name()!r} database. Use SQLite or PostgreSQL."
+        )
+    if parsed.host is not None and "@" in parsed.host:
+        raise DBOSInitializationError(f"{key!r} contains an @ within the password or host. Write it as %40.")
+    if not parsed.database:
+        raise DBOSInitializationError(f"Database name must be specified in the connection URL ({key!r}).")
+    return _rendered(parsed.set(drivername="postgresql+psycopg"))
+
+
+def _engine_url(given: Mapping[str, Any]) -> str | None:
+    engine = given.get("system_database_engine")
+    return None if engine is None else _checked_url(_rendered(engine.url), "system_database_engine")
+
+
+def _with_database_suffix(url: str, suffix: str) -> str:
+    from sqlalchemy.engine import make_url
+
+    parsed = make_url(url)
+    return _rendered(parsed.set(database=f"{parsed.database}{suffix}"))
+
+
+def _rendered(url: URL) -> str:
+    return url.render_as_string(hide_password=False)
+
+
+def _hosts(values: tuple[str, ...]) -> dict[str, str]:
+    """Return the parameters for the ``host=`` parts of a URL: sockets, or several servers as ``host:port``."""
+    hosts: list[str] = []
+    ports: list[str] = []
+    for value in values:
+        host, _, port = value.rpartition(":")
+        # An address like ::1 has a port only if it is in brackets.
+        has_port = port.isdigit() and (":" not in host or host.endswith("]"))
+        hosts.append((host if has_port else value).strip("[]"))
+        ports.append(port if has_port else "")
+    conninfo = {"host": ",".join(hosts)}
+    if any(ports):
+        conninfo["port"] = ",".join(ports)
+    return conninfo
+
+
+def _connect_timeout_s(urls: DatabaseURLs, db_engine_kwargs: Mapping[str, Any]) -> int:
+    """Return the one that is set for engines, in the system URL or in the application URL, in this order."""
+    from sqlalchemy.engine import make_url
+
+    candidates = [(db_engine_kwargs.get("connect_args") or {}).get("connect_timeout")]
+    candidates += [
+        make_url(url).query.get("connect_timeout")
+        for url in (urls.system, urls.application)
+        if url is not None and not is_sqlite(url)
+    ]
+    for candidate in candidates:
+        if candidate is None:
+            continue
+        if isinstance(candidate, tuple):
+            raise DBOSInitializationError("'connect_timeout' is given more than once in a database URL.")
+        if not str(candidate).isdigit():
+            raise DBOSInitializationError(f"'connect_timeout' must be a whole number of seconds, not {candidate!r}.")
+        return int(candidate)
+    return CONNECT_TIMEOUT_S
+
+
+# -- names and versions -----------------------------------------------------------------------------------------------
+
+
+def _application_name(given: Mapping[str, Any]) -> str:
+    name = given.get("name")
+    if not name:
+        raise DBOSInitializationError("Configuration must specify an application name")
+    if not 3 <= len(name) <= 30 or not re.fullmatch(r"[a-z0-9_-]+", name):
+        raise DBOSInitializationError(
+            f"Invalid app name {name!r}. It must be 3 to 30 characters long and contain only lower-case letters, "
+            "digits, dashes and underscores."
+        )
+    return str(name)
+
+
+def _database_name(name: str) -> str:
+    """Return the name of the default SQLite file of an application, without its suffix."""
+    database = name.replace("-", "_").replace(" ", "_").lower()
+    return f"_{database}" if database[0].isdigit() else database
+
+
+def _schema(given: Mapping[str, Any]) -> str:
+    schema = str(given.get("dbos_system_schema", DEFAULT_SCHEMA))
+    if not schema or "\0" in schema or len(schema.encode("utf-8", "replace")) > MAX_IDENTIFIER_BYTES:
+        raise DBOSInitializationError(
+            f"'dbos_system_schema' must be 1 to {MAX_IDENTIFIER_BYTES} bytes long and contain no NUL character."
+        )
+    return schema
+
+
+def _application_version(given: Mapping[str, Any], environ: Mapping[str, str]) -> str:
+    from_environment = environ.get("DBOS__APPVERSION", "")
+    if _is_cloud(environ):
+        return from_environment
+    patching = PATCHING_VERSION if given.get("enable_patching") else ""
+    return given.get("application_version") or patching or from_environment
+
+
+def _executor_id(given: Mapping[str, Any], environ: Mapping[str, str]) -> str:
+    from_environment = environ.get("DBOS__VMID") or "local"
+    if _is_cloud(environ):
+        return from_environment
+    return given.get("executor_id") or from_environment
+
+
+def _is_cloud(environ: Mapping[str, str]) -> bool:
+    """Whether a hosting service starts this process, and so decides on its version and name."""
+    return environ.get("DBOS__CLOUD") == "true"
+
+
+# -- keys and types ---------------------------------------------------------------------------------------------------
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
+
+
+def _is_text_list(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+
+
+def _is_text_mapping(value: Any) -> bool:
+    return _is_mapping(value) and all(isinstance(item, str) for item in value.values())
+
+
+def _is_serializer(value: Any) -> bool:
+    return isinstance(value, Serializer)
+
+
+def _is_engine(value: Any) -> bool:
+    return hasattr(value, "connect") and hasattr(value, "url")
+
+
+_TEXT = (_is_text, "a string")
+_WHOLE = (_is_whole, "a whole number")
+_NUMBER = (_is_number, "a number")
+_FLAG = (_is_flag, "True or False")
+_MAPPING = (_is_mapping, "a dictionary with string keys")
+_TEXT_LIST = (_is_text_list, "a list of strings")
+
+_TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "name": _TEXT,
+    "system_database_url": _TEXT,
+    "application_database_url": _TEXT,
+    "database_url": _TEXT,
+    "system_database_engine": (_is_engine, "a sqlalchemy.Engine"),
+    "dbos_system_schema": _TEXT,
+    "sys_db_pool_size": _WHOLE,
+    "sys_db_polling_concurrency": _WHOLE,
+    "db_engine_kwargs": _MAPPING,
+    "sqlite_synchronous": _TEXT,
+    "use_listen_notify": _FLAG,
+    "run_migrations": _FLAG,
+    "application_version": _TEXT,
+    "executor_id": _TEXT,
+    "enable_patching": _FLAG,
+    "serializer": (_is_serializer, "an instance of a subclass of dbos.Serializer"),
+    "allowed_serializers": _TEXT_LIST,
+    "max_executor_threads": _WHOLE,
+    "lease_s": _NUMBER,
+    "notification_listener_polling_interval_sec": _NUMBER,
+    "notification_coalesce_sec": _NUMBER,
+    "scheduler_polling_interval_sec": _NUMBER,
+    "kafka_queue_polling_interval_sec": _NUMBER,
+    "run_admin_server": _FLAG,
+    "admin_port": _WHOLE,
+    "log_level": _TEXT,
+    "console_log_level": _TEXT,
+    "otlp_log_level": _TEXT,
+    "enable_otlp": _FLAG,
+    "otlp_traces_endpoints": _TEXT_LIST,
+    "otlp_logs_endpoints": _TEXT_LIST,
+    "otlp_attributes": (_is_text_mapping, "a dictionary of strings"),
+    "otel_attribute_format": _TEXT,
+    "conductor_key": _TEXT,
+    "conductor_url": _TEXT,
+    "conductor_executor_metadata": _MAPPING,
+}
+
+
+def _given(config: DBOSConfig) -> dict[str, Any]:
+    """Return what is set in ``config``, every key known and every value of its type."""
+    if not isinstance(config, Mapping):
+        raise DBOSInitializationError(f"The configuration must be a dictionary, not {type(config).__name__}.")
+    for key, value in config.items():
+        if key not in _TYPES:
+            near = difflib.get_close_matches(str(key), _TYPES, n=1)
+            advice = f"Did you mean {near[0]!r}?" if near else "See dbos.DBOSConfig for the keys there are."
+            raise DBOSInitializationError(f"Unknown configuration key {key!r}. {advice}")
+        is_valid, description = _TYPES[key]
+        if value is not None and not is_valid(value):
+            # The value itself may be a secret; its type is enough to find the mistake.
+            raise DBOSInitializationError(
+                f"Configuration key {key!r} must be {description}, not {type(value).__name__}."
+            )
+    given = {key: value for key, value in config.items() if value is not None}
+    ignored = sorted(key for key in given if key.startswith("conductor_"))
+    if ignored:
+        logger.warning("configuration keys of a hosted service are ignored: %s", ", ".join(ignored))
+    return given
+
+
+def _at_least(given: Mapping[str, Any], key: str, default: int, *, minimum: int, maximum: int | None = None) -> int:
+    value: int = given.get(key, default)
+    if value < minimum or (maximum is not None and value > maximum):
+        bounds = f"at least {minimum}" if maximum is None else f"between {minimum} and {maximum}"
+        raise DBOSInitializationError(f"Configuration key {key!r} must be {bounds}, not {value}.")
+    return value
+
+
+def _interval_s(given: Mapping[str, Any], key: str, default_s: float) -> float:
+    value_s = float(given.get(key, default_s))
+    if not math.isfinite(value_s) or value_s < MIN_POLLING_INTERVAL_S:
+        raise DBOSInitializationError(
+            f"Configuration key {key!r} must be at least {MIN_POLLING_INTERVAL_S} seconds, not {value_s}."
+        )
+    return value_s
+
+
+def _one_of(given: Mapping[str, Any], key: str, default: Any, choices: tuple[str, ...]) -> Any:
+    value = given.get(key, default)
+    if value not in choices:
+        raise DBOSInitializationError(f"Configuration key {key!r} must be one of {', '.join(choices)}, not {value!r}.")
+    return value
+
+
+def _log_level(given: Mapping[str, Any], key: str, default: str) -> str:
+    level = str(given.get(key, default)).upper()
+    if level not in logging.getLevelNamesMapping():
+        raise DBOSInitializationError(
+            f"Configuration key {key!r} must be a level of the logging module such as 'INFO', not {level!r}."
+        )
+    return level

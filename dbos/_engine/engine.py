@@ -1,0 +1,192 @@
+"""The engine's parts in one place: the open database, the registry, the runs, the threads and loops they run in.
+
+Flows get an :class:`Engine` and yield effects; services get it and do their rounds. It decides nothing itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
+
+from dbos._clock import Clock
+from dbos._dbos_config import Settings
+from dbos._engine.run import Run, Runs
+from dbos._engine.workers import Workers
+from dbos._error import DBOSException
+from dbos._ids import new_instance_id
+from dbos._registry import Registry
+from dbos._serialization import Serialization
+from dbos._sys_db import SystemDatabase
+from dbos._sysdb.wakeups import WORKFLOW, Signal
+
+if TYPE_CHECKING:
+    from dbos._app_db import ApplicationDatabase
+
+__all__ = ["Engine", "workflow_key"]
+
+logger = logging.getLogger("dbos.engine")
+
+
+def workflow_key(workflow_id: str) -> str:
+    """What a waiter for a workflow's outcome waits under."""
+    return f"{WORKFLOW}:{workflow_id}"
+
+
+class Engine:
+    """Everything that executing workflows takes; opened by ``DBOS.launch`` and closed by ``DBOS.destroy``."""
+
+    def __init__(self, settings: Settings, registry: Registry[Engine], clock: Clock) -> None:
+        self.settings = settings
+        self.registry = registry
+        self.clock = clock
+        self.serialization: Serialization = settings.serialization
+        self.executor_id = settings.executor_id
+        self.application_version = settings.application_version
+        self.application_id = settings.application_id
+        self.instance_id = new_instance_id()
+        self.runs = Runs()
+        self.workers = Workers(settings.max_executor_threads)
+        self.loops = Loops()
+        self.lease_guard = float("inf")  # monotonic time from which no new step body may start
+        self.lease_renewed = Signal()
+        self.unknown_targets: set[str] = set()
+        self.watch_deadline: Callable[[Run], None] = lambda run: None
+        self.dispatch: Callable[[], None] = lambda: None
+        self.check_lease: Callable[[], None] = lambda: None
+        self.is_stopping = threading.Event()
+        self._db: SystemDatabase | None = None
+        self._application_database: ApplicationDatabase | None = None
+        self._application_lock = threading.Lock()
+
+    @property
+    def db(self) -> SystemDatabase:
+        """The open system database.
+
+        Raises:
+            DBOSException: it is not open.
+        """
+        if self._db is None:
+            raise DBOSException("System database accessed before DBOS was launched")
+        return self._db
+
+    @property
+    def application_database(self) -> ApplicationDatabase:
+        """The database of the user's transactions, opened at its first use.
+
+        Raises:
+            AssertionError: none is configured.
+        """
+        with self._application_lock:
+            if self._application_database is None:
+                # Here, because it brings SQLAlchemy's object-relational half, which only transactions need.
+                from dbos._app_db import ApplicationDatabase
+
+                self._application_database = ApplicationDatabase(self.settings, self.db)
+            return self._application_database
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the system database is open."""
+        return self._db is not None
+
+    def open(self, db: SystemDatabase) -> None:
+        """Begin to work on a database."""
+        self._db = db
+
+    def close(self) -> None:
+        """Disconnect."""
+        if self._application_database is not None:
+            self._application_database.close()
+            self._application_database = None
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+
+    def finished(self, workflow_id: str) -> None:
+        """A workflow has reached an outcome, durably: wake whoever waits for it, here and elsewhere."""
+        self.db.wakeups.fire([workflow_key(workflow_id)])
+        self.db.publish(WORKFLOW)
+
+    def cancelled(self, workflow_ids: list[str]) -> None:
+        """Workflows were cancelled, durably: interrupt those that run here and wake whoever waits for them."""
+        for workflow_id in workflow_ids:
+            run = self.runs.get(workflow_id)
+            if run is not None:
+                run.cancel()
+            self.finished(workflow_id)
+
+
+class Loops:
+    """The event loops that background coroutines run on: the application's, or one of our own in a thread."""
+
+    def __init__(self) -> None:
+        self._main: asyncio.AbstractEventLoop | None = None
+        self._own: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def adopt_running(self) -> None:
+        """Use the loop that is running now, if there is one, while it runs."""
+        try:
+            self._main = asyncio.get_running_loop()
+        except RuntimeError:
+            self._main = None
+
+    def background(self) -> asyncio.AbstractEventLoop:
+        """The application's loop if it is running, else our own, started at its first use."""
+        main = self._main
+        if main is not None and main.is_running():
+            return main
+        return self.own()
+
+    def own(self) -> asyncio.AbstractEventLoop:
+        """Our own loop; blocking on what runs there cannot deadlock the application's."""
+        with self._lock:
+            if self._own is None:
+                self._own = asyncio.new_event_loop()
+                self._thread = threading.Thread(target=self._run, args=(self._own,), name="dbos-loop", daemon=True)
+                self._thread.start()
+            return self._own
+
+    @staticmethod
+    def _run(loop: asyncio.AbstractEventLoop) -> None:
+        asyncio.set_event_loop(loop)
+        try:
+            loop.run_forever()
+        finally:
+            tasks = asyncio.all_tasks(loop)
+            for task in tasks:
+                task.cancel()
+            loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.close()
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> None:
+        """Run a coroutine on ``loop`` and keep hold of it: the loop itself would let it be collected."""
+
+        def create() -> None:
+            task = loop.create_task(coroutine)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+        try:
+            running = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        if running is loop:
+            create()
+        else:
+            loop.call_soon_threadsafe(create)
+
+    def close(self) -> None:
+        """Cancel what runs on our own loop and stop it."""
+        with self._lock:
+            loop, self._own = self._own, None
+        if loop is not None and self._thread is not None:
+            loop.call_soon_threadsafe(loop.stop)
+            if self._thread is not threading.current_thread():
+                self._thread.join()

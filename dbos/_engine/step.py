@@ -1,0 +1,194 @@
+"""Steps: run once, recorded durably, replayed from the record ever after."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dbos._context import Context
+from dbos._engine.engine import Engine
+from dbos._engine.flow import Flow, Invoke, Pause, Raised, Returned
+from dbos._engine.run import Run
+from dbos._engine.workflow import Outcome, commit_step, replayed, reveal
+from dbos._error import DBOSException, DBOSMaxStepRetriesExceeded
+from dbos._registrations import DBOSFuncInfo, required_roles_of
+from dbos._sysdb.operations import RecordStep
+from dbos._sysdb.wakeups import Signal
+from dbos._types import StepStatus
+
+__all__ = ["StepFunction", "StepPolicy", "encode_step", "run_step", "wait_for_lease"]
+
+logger = logging.getLogger("dbos.step")
+
+MAX_RETRY_INTERVAL_S = 3600.0
+
+ShouldRetry = Callable[[Exception], bool | Awaitable[bool]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepPolicy:
+    """What to do when a step raises. Intervals are in seconds; attempt ``i`` (from 0) is followed by a pause of
+    ``interval_s * backoff_rate ** i``, at most an hour.
+    """
+
+    retries_allowed: bool = False
+    interval_s: float = 1.0
+    max_attempts: int = 3
+    backoff_rate: float = 2.0
+    should_retry: ShouldRetry | None = None
+
+    def check(self, name: str, *, is_async: bool) -> None:
+        """Refuse what could never work.
+
+        Raises:
+            DBOSException: a synchronous step has an asynchronous predicate.
+        """
+        if self.should_retry is not None and not is_async and inspect.iscoroutinefunction(self.should_retry):
+            raise DBOSException(
+                f"Step {name} is sync but should_retry is async. Give a sync step a sync should_retry function."
+            )
+
+    def pause_s(self, attempt: int) -> float:
+        """How long to wait after attempt number ``attempt``, counted from 0."""
+        try:
+            return min(self.interval_s * self.backoff_rate**attempt, MAX_RETRY_INTERVAL_S)
+        except OverflowError:
+            return MAX_RETRY_INTERVAL_S
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepFunction:
+    """A function as a step: the name it is recorded under, and its policy."""
+
+    name: str
+    func: Callable[..., Any]
+    policy: StepPolicy
+    info: DBOSFuncInfo | None = None
+
+
+def run_step(
+    engine: Engine, run: Run, context: Context, step: StepFunction, args: Sequence[Any], kwargs: dict[str, Any]
+) -> Flow[Any]:
+    """Run a step of ``run``, or return what it recorded when it ran before."""
+    function_id = run.next_function_id()
+    run.check_interrupted()
+    recorded = run.recorded(function_id, step.name)
+    if recorded is not None:
+        logger.debug("Replaying step, id: %s, name: %s", function_id, step.name)
+        return reveal(replayed(engine, recorded))
+    logger.debug("Running step, id: %s, name: %s", function_id, step.name)
+    if step.info is not None:
+        context.check_roles(required_roles_of(step.info), step.name)
+    started_ms = engine.clock.now_ms()
+    outcome = yield from _attempts(engine, run, context, step, function_id, args, kwargs)
+    if isinstance(outcome, Raised) and not isinstance(outcome.error, Exception):
+        raise outcome.error  # the run was stopped inside of the step: there is nothing to record
+    record, outcome = encode_step(engine, run, function_id, step.name, outcome, started_ms)
+    try:
+        existing = yield from commit_step(run, record)
+    except Exception as error:
+        # The database refuses this very record (too large, say). The step has run: what replays must be the same
+        # error every time, never another attempt, so it is recorded in the result's place.
+        logger.error("the result of step %s of workflow %s cannot be stored: %s", function_id, run.workflow_id, error)
+        outcome = Raised(DBOSException(f"The result of step {step.name} could not be stored: {type(error).__name__}."))
+        record, outcome = encode_step(engine, run, function_id, step.name, outcome, started_ms)
+        existing = yield from commit_step(run, record)
+    return reveal(outcome if existing is None else replayed(engine, existing))
+
+
+def _attempts(
+    engine: Engine,
+    run: Run,
+    context: Context,
+    step: StepFunction,
+    function_id: int,
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+) -> Flow[Outcome]:
+    policy = step.policy
+    attempts = policy.max_attempts if policy.retries_allowed else 1
+    assert attempts > 0  # max_attempts must be positive
+    errors: list[Exception] = []
+    for attempt in range(attempts):
+        yield from wait_for_lease(engine, run)
+        status = StepStatus(function_id, attempt, attempts) if policy.retries_allowed else StepStatus(function_id, None, None)
+        inner = Context(
+            run=run,
+            step_id=function_id,
+            step_status=status,
+            authenticated_user=context.authenticated_user,
+            authenticated_roles=context.authenticated_roles,
+            assumed_role=context.assumed_role,
+        )
+        outcome: Outcome = yield Invoke(inner, step.func, args, kwargs)
+        if isinstance(outcome, Returned) or not policy.retries_allowed or not isinstance(outcome.error, Exception):
+            return outcome
+        if not (yield from _may_retry(policy, inner, outcome.error)):
+            return outcome
+        errors.append(outcome.error)
+        logger.warning(
+            "Step being automatically retried (attempt %s of %s): %s raised %s",
+            attempt + 1,
+            attempts,
+            step.name,
+            type(outcome.error).__name__,
+        )
+        if attempt + 1 < attempts:
+            signal = Signal()
+            with run.interruptible(signal):
+                yield Pause(signal, policy.pause_s(attempt))
+            run.check_interrupted()
+    return Raised(DBOSMaxStepRetriesExceeded(step.name, attempts, errors))
+
+
+def _may_retry(policy: StepPolicy, context: Context, error: Exception) -> Flow[bool]:
+    if policy.should_retry is None:
+        return True
+    answer: Outcome = yield Invoke(context, policy.should_retry, (error,), {})
+    return bool(reveal(answer))
+
+
+def wait_for_lease(engine: Engine, run: Run) -> Flow[None]:
+    """Hold back while this process cannot show that it is alive: another may be about to take over its work."""
+    while engine.clock.monotonic() >= engine.lease_guard:
+        signal = engine.lease_renewed
+        waiter = Signal()
+        signal.call(waiter.set)
+        with run.interruptible(waiter):
+            yield Pause(waiter, None)
+        signal.forget(waiter.set)
+        run.check_interrupted()
+
+
+def encode_step(
+    engine: Engine, run: Run, function_id: int, name: str, outcome: Outcome, started_ms: int
+) -> tuple[RecordStep, Outcome]:
+    """The record of an outcome; a value that cannot be serialized makes it an error, which replays as the same."""
+    output: str | None = None
+    error: str | None = None
+    if isinstance(outcome, Returned):
+        try:
+            output, serialization = engine.serialization.dump_value(outcome.value)
+        except Exception as failure:
+            outcome = Raised(failure)
+    if isinstance(outcome, Raised):
+        assert isinstance(outcome.error, Exception)
+        error, serialization = engine.serialization.dump_error(outcome.error)
+    record = RecordStep(
+        run.workflow_id,
+        function_id,
+        name,
+        output,
+        error,
+        None,
+        started_ms,
+        engine.clock.now_ms(),
+        serialization,
+        run.run_token,
+    )
+    return record, outcome
+
+

@@ -1,0 +1,462 @@
+"""Starting, executing and awaiting workflows: the rules, as flows.
+
+A start makes the row durable before anybody learns the id; an execution ends by recording its outcome under its run
+token. A run that finds it is no longer the owner (cancelled, taken over, deleted) parks: it writes nothing more, and
+whoever waits gets the outcome of the execution that owns the row.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dbos._context import Context, Unset, current_context
+from dbos._engine.engine import Engine, workflow_key
+from dbos._engine.flow import Commit, Flow, Invoke, Pause, Raised, Read, Returned
+from dbos._engine.run import Run
+from dbos._error import (
+    DBOSAwaitedWorkflowCancelledError,
+    DBOSAwaitedWorkflowMaxRecoveryAttemptsExceeded,
+    DBOSBaseException,
+    DBOSConflictingWorkflowError,
+    DBOSDatabaseUnavailableError,
+    DBOSNonExistentWorkflowError,
+    DBOSWorkflowConflictIDError,
+    ExecutorFencedError,
+    MaxRecoveryAttemptsExceededError,
+)
+from dbos._ids import new_token, new_workflow_id
+from dbos._registrations import get_class_info_for_receiver, required_roles_of
+from dbos._registry import WorkflowFunction
+from dbos._sysdb.operations import RecordOutcome, RecordStep, Started, StartWorkflow
+from dbos._sysdb.rows import StatusRow, StepRow
+from dbos._sysdb.wakeups import Signal
+
+__all__ = [
+    "GET_RESULT",
+    "Outcome",
+    "QueueOptions",
+    "await_outcome",
+    "begin",
+    "call_workflow",
+    "commit_step",
+    "execute",
+    "record_result",
+    "replayed",
+    "reveal",
+]
+
+logger = logging.getLogger("dbos.workflow")
+
+GET_RESULT = "DBOS.getResult"
+
+Outcome = Returned | Raised
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueOptions:
+    """Where and how to enqueue a workflow instead of starting it at once."""
+
+    queue_name: str
+    deduplication_id: str | None = None
+    priority: int = 0
+    partition_key: str | None = None
+    delay_until_ms: int | None = None
+    application_version: str | None = None
+
+
+# -- starting ----------------------------------------------------------------------------------------------------------
+
+
+def call_workflow(engine: Engine, function: WorkflowFunction, args: Sequence[Any], kwargs: dict[str, Any]) -> Flow[Any]:
+    """Run a workflow in place and return its result; within a workflow, run it as a child."""
+    context = current_context() or Context()
+    parent = _parent_of(context)
+    if parent is None:
+        begun = yield from begin(engine, function, args, kwargs, context)
+        outcome = yield from _run_or_await(engine, begun)
+        return reveal(outcome)
+    start_id, result_id = parent.next_function_id(), parent.next_function_id()
+    parent.check_interrupted()
+    recorded = parent.recorded(result_id, GET_RESULT)
+    if recorded is not None:
+        parent.recorded(start_id, function.name)
+        return reveal(replayed(engine, recorded))
+    begun = yield from begin(engine, function, args, kwargs, context, start_id)
+    outcome = yield from _run_or_await(engine, begun, parent)
+    child_id = begun.workflow_id if isinstance(begun, Run) else begun
+    return reveal((yield from record_result(engine, parent, result_id, child_id, outcome)))
+
+
+def begin(
+    engine: Engine,
+    function: WorkflowFunction,
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    context: Context,
+    function_id: int | None = None,
+    queue: QueueOptions | None = None,
+) -> Flow[Run | str]:
+    """Make a workflow's row durable; returns its run if it is to be executed here, else the id of the one that exists.
+
+    ``function_id`` is the id of the start among the parent's operations, None outside of a workflow.
+
+    Raises:
+        DBOSConflictingWorkflowError: the id belongs to another function, class or instance.
+        MaxRecoveryAttemptsExceededError: the workflow exists and was given up.
+    """
+    parent = _parent_of(context)
+    if parent is not None and function_id is not None:
+        recorded = parent.recorded(function_id, function.name)
+        if recorded is not None:
+            if recorded.error is not None:
+                raise engine.serialization.load_error(recorded.error, recorded.serialization)
+            assert recorded.child_workflow_id is not None
+            return recorded.child_workflow_id
+    start, passed = _describe(engine, function, args, kwargs, context, function_id, queue)
+    results = yield Commit((start,))
+    started: Started = results[0]
+    if started.created:
+        if queue is not None:
+            return start.workflow_uuid
+        run = Run(
+            workflow_id=start.workflow_uuid,
+            run_token=start.run_token,
+            start_token=start.run_token,
+            function=function,
+            args=passed,
+            kwargs=kwargs,
+            context=_inner_context(context),
+            format=engine.serialization.format_for(start.serialization),
+            deadline_ms=start.workflow_deadline_epoch_ms,
+            history=None,
+        )
+        engine.runs.add(run)
+        return run
+    if started.existing is None:
+        assert parent is not None
+        yield from _find_out_why(engine, parent)
+    else:
+        _check_same(start, started.existing, function)
+        if parent is not None and start.parent_step is not None:
+            yield from commit_step(parent, start.parent_step)
+    return start.workflow_uuid
+
+
+def _describe(
+    engine: Engine,
+    function: WorkflowFunction,
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    context: Context,
+    function_id: int | None,
+    queue: QueueOptions | None,
+) -> tuple[StartWorkflow, tuple[Any, ...]]:
+    """The row to be written, and the arguments to call the function with."""
+    parent = _parent_of(context)
+    class_info, config_name = get_class_info_for_receiver(function.func, args)
+    stored_args = args if class_info is None else args[1:]
+    inputs, serialization = engine.serialization.dump_inputs(
+        tuple(stored_args), kwargs, function.info.serialization_type
+    )
+    assigned = context.assigned_id.take() if context.assigned_id is not None else None
+    if assigned is not None:
+        workflow_id = assigned
+    elif parent is not None:
+        workflow_id = f"{parent.workflow_id}-{function_id}"
+    else:
+        workflow_id = new_workflow_id()
+    now_ms = engine.db.now_ms()
+    timeout_ms: int | None = None
+    deadline_ms: int | None = None
+    if isinstance(context.timeout_ms, Unset):
+        deadline_ms = parent.deadline_ms if parent is not None else None
+    elif context.timeout_ms is not None:
+        timeout_ms = context.timeout_ms
+        deadline_ms = now_ms + timeout_ms if queue is None else None
+    status = "PENDING" if queue is None else "ENQUEUED" if queue.delay_until_ms is None else "DELAYED"
+    roles = context.authenticated_roles
+    start = StartWorkflow(
+        workflow_uuid=workflow_id,
+        status=status,
+        name=function.name,
+        class_name=class_info.registered_name if class_info is not None else None,
+        config_name=config_name,
+        authenticated_user=context.authenticated_user,
+        assumed_role=context.assumed_role,
+        authenticated_roles=json.dumps(roles) if roles else None,
+        executor_id=engine.executor_id,
+        created_at=now_ms,
+        application_version=queue.application_version if queue is not None else engine.application_version,
+        application_id=engine.application_id,
+        recovery_attempts=1 if queue is None else 0,
+        queue_name=None if queue is None else queue.queue_name,
+        workflow_timeout_ms=timeout_ms,
+        workflow_deadline_epoch_ms=deadline_ms,
+        inputs=inputs,
+        deduplication_id=None if queue is None else queue.deduplication_id,
+        priority=0 if queue is None else queue.priority,
+        queue_partition_key=None if queue is None else queue.partition_key,
+        parent_workflow_id=None if parent is None else parent.workflow_id,
+        serialization=serialization,
+        delay_until_epoch_ms=None if queue is None else queue.delay_until_ms,
+        run_token=new_token(),
+        owner_instance=engine.instance_id if queue is None else None,
+        parent_step=None
+        if parent is None or function_id is None
+        else RecordStep(
+            workflow_uuid=parent.workflow_id,
+            function_id=function_id,
+            function_name=function.name,
+            output=None,
+            error=None,
+            child_workflow_id=workflow_id,
+            started_at_epoch_ms=None,
+            completed_at_epoch_ms=None,
+            serialization=None,
+            run_token=parent.run_token,
+        ),
+    )
+    return start, tuple(args)
+
+
+def _parent_of(context: Context) -> Run | None:
+    assert context.step_id is None  # a workflow cannot be started from within a step
+    return context.run
+
+
+def _inner_context(context: Context) -> Context:
+    """The context of a workflow's body: acting for the same user, with nothing else asked for."""
+    return Context(
+        authenticated_user=context.authenticated_user,
+        authenticated_roles=context.authenticated_roles,
+        assumed_role=context.assumed_role,
+    )
+
+
+def _check_same(start: StartWorkflow, existing: StatusRow, function: WorkflowFunction) -> None:
+    def differs(what: str, stored: str | None, supplied: str | None) -> DBOSConflictingWorkflowError:
+        return DBOSConflictingWorkflowError(
+            start.workflow_uuid,
+            f"Workflow already exists with a different {what}: {stored}, but the provided {what} is: {supplied}",
+        )
+
+    if existing.name != start.name:
+        raise differs("function name", existing.name, start.name)
+    if existing.class_name and start.class_name and existing.class_name != start.class_name:
+        raise differs("class name", existing.class_name, start.class_name)
+    if existing.config_name != start.config_name:
+        raise differs("config name", existing.config_name, start.config_name)
+    if start.queue_name is not None and existing.queue_name != start.queue_name:
+        logger.warning(
+            "Workflow %s already exists in queue %s and stays there; it was not moved to queue %s.",
+            start.workflow_uuid,
+            existing.queue_name,
+            start.queue_name,
+        )
+    if existing.status == "MAX_RECOVERY_ATTEMPTS_EXCEEDED":
+        raise MaxRecoveryAttemptsExceededError(start.workflow_uuid, function.info.max_recovery_attempts or 0)
+
+
+def _find_out_why(engine: Engine, run: Run) -> Flow[None]:
+    """A write of ``run`` was refused: it was cancelled, or somebody else owns the workflow now."""
+    row: StatusRow | None = yield Read(engine.db.workflows.get, (run.workflow_id,))
+    if row is not None and row.status == "CANCELLED" and row.run_token == run.run_token:
+        run.cancel()
+    else:
+        run.lose()
+    run.check_interrupted()
+
+
+# -- executing ---------------------------------------------------------------------------------------------------------
+
+
+def _run_or_await(engine: Engine, begun: Run | str, waiter: Run | None = None) -> Flow[Outcome]:
+    if isinstance(begun, Run):
+        outcome = yield from execute(engine, begun)
+        if outcome is not None:
+            return outcome
+        begun = begun.workflow_id
+    return (yield from await_outcome(engine, begun, waiter, must_exist=True))
+
+
+def execute(engine: Engine, run: Run) -> Flow[Outcome | None]:
+    """Execute a run to its end; returns its outcome, or None if it parked."""
+    try:
+        if run.is_interrupted:
+            return None
+        if run.deadline_ms is not None:
+            engine.watch_deadline(run)
+        outcome = yield from _attempt(run)
+        if isinstance(outcome, Raised) and isinstance(outcome.error, DBOSBaseException):
+            _note_loss(engine, run, outcome.error)
+            return None
+        record, outcome = _encode_outcome(engine, run, outcome)
+        results = yield Commit((record,))
+        if not results[0].is_applied:
+            return None
+        if isinstance(outcome, Returned):
+            run.succeed(outcome.value)
+        else:
+            run.fail(outcome.error)
+        engine.finished(run.workflow_id)
+        return outcome
+    except ExecutorFencedError as error:
+        _note_loss(engine, run, error)
+        return None
+    finally:
+        engine.runs.remove(run)
+
+
+def _attempt(run: Run) -> Flow[Outcome]:
+    info = run.function.info
+    receiver_class, _ = get_class_info_for_receiver(run.function.func, run.args)
+    try:
+        run.context.check_roles(required_roles_of(info, receiver_class), run.function.name)
+    except Exception as error:
+        return Raised(error)
+    outcome: Outcome = yield Invoke(run.context, run.function.func, run.args, run.kwargs)
+    return outcome
+
+
+def _note_loss(engine: Engine, run: Run, error: BaseException) -> None:
+    if isinstance(error, ExecutorFencedError):
+        run.lose()
+        engine.check_lease()
+    logger.info("workflow %s stopped before its end: %s", run.workflow_id, error)
+
+
+def _encode_outcome(engine: Engine, run: Run, outcome: Outcome) -> tuple[RecordOutcome, Outcome]:
+    """The record of an outcome; a value that cannot be serialized makes it an error."""
+    now_ms = engine.db.now_ms()
+    if isinstance(outcome, Returned):
+        try:
+            text, name = engine.serialization.dump_value(outcome.value, run.format)
+        except Exception as error:
+            outcome = Raised(error)
+        else:
+            return RecordOutcome(run.workflow_id, run.run_token, "SUCCESS", text, None, name, now_ms), outcome
+    text, name = engine.serialization.dump_error(_as_exception(outcome.error), run.format)
+    return RecordOutcome(run.workflow_id, run.run_token, "ERROR", None, text, name, now_ms), outcome
+
+
+def _as_exception(error: BaseException) -> Exception:
+    assert isinstance(error, Exception)  # drivers let no other kind end a workflow
+    return error
+
+
+# -- awaiting ----------------------------------------------------------------------------------------------------------
+
+
+def await_outcome(
+    engine: Engine,
+    workflow_id: str,
+    waiter: Run | None = None,
+    *,
+    local: Run | None = None,
+    must_exist: bool = False,
+) -> Flow[Outcome]:
+    """Wait until a workflow has an outcome, however long that takes; ``waiter`` is the run that waits, if one does.
+
+    ``local`` is a run of the workflow in this process. A workflow that does not exist is waited for, unless
+    ``must_exist``: then its row was there, and has been deleted.
+    """
+    while True:
+        signal = Signal()
+        local = local or engine.runs.get(workflow_id)
+        with engine.db.wakeups.waiting(workflow_key(workflow_id), signal):
+            if waiter is not None:
+                waiter.check_interrupted()
+            if local is not None:
+                local.finished.call(signal.set)
+            else:
+                row: StatusRow | None = yield Read(engine.db.workflows.get, (workflow_id,))
+                if row is None and must_exist:
+                    return Raised(DBOSNonExistentWorkflowError("target", workflow_id))
+                if row is not None and row.status not in ("PENDING", "ENQUEUED", "DELAYED"):
+                    return decode_outcome(engine, row)
+            if waiter is None:
+                yield Pause(signal, None)
+            else:
+                with waiter.interruptible(signal):
+                    yield Pause(signal, None)
+        if local is not None:
+            local.finished.forget(signal.set)
+            if local.has_outcome:
+                return Returned(local.value) if local.error is None else Raised(local.error)
+            local = None
+
+
+def decode_outcome(engine: Engine, row: StatusRow) -> Outcome:
+    """The outcome that a finished workflow's row holds."""
+    format_name = row.outcome_serialization or row.serialization
+    if row.status == "SUCCESS":
+        return Returned(engine.serialization.load_value(row.output, format_name))
+    if row.status == "CANCELLED":
+        return Raised(DBOSAwaitedWorkflowCancelledError(row.workflow_uuid))
+    if row.status == "MAX_RECOVERY_ATTEMPTS_EXCEEDED":
+        return Raised(DBOSAwaitedWorkflowMaxRecoveryAttemptsExceeded(row.workflow_uuid))
+    if row.error is None:
+        return Raised(Exception("Output and error are both None"))
+    return Raised(engine.serialization.load_error(row.error, format_name))
+
+
+def reveal(outcome: Outcome) -> Any:
+    """Return the value or raise the error."""
+    if isinstance(outcome, Raised):
+        raise outcome.error
+    return outcome.value
+
+
+# -- what a workflow records about others ------------------------------------------------------------------------------
+
+
+def record_result(engine: Engine, parent: Run, function_id: int, child_id: str, outcome: Outcome) -> Flow[Outcome]:
+    """Record in ``parent`` how a workflow ended; returns what counts from now on."""
+    if isinstance(outcome, Returned):
+        output, name = engine.serialization.dump_value(outcome.value)
+        error = None
+    else:
+        output = None
+        error, name = engine.serialization.dump_error(_as_exception(outcome.error))
+    now_ms = engine.db.now_ms()
+    step = RecordStep(
+        parent.workflow_id, function_id, GET_RESULT, output, error, child_id, now_ms, now_ms, name, parent.run_token
+    )
+    existing = yield from commit_step(parent, step)
+    return outcome if existing is None else replayed(engine, existing)
+
+
+def commit_step(run: Run, step: RecordStep) -> Flow[StepRow | None]:
+    """Record an operation of ``run``; returns the record that was there first, if there was one.
+
+    Raises:
+        DBOSWorkflowConflictIDError: the run does not own its workflow any more; nothing was recorded.
+    """
+    try:
+        results = yield Commit((step,))
+    except DBOSDatabaseUnavailableError as error:
+        # This process is closing its database. That is no failure of the step, and must not look like one to the
+        # user's code: the run stops here, and whoever recovers it repeats the step.
+        run.lose()
+        raise DBOSWorkflowConflictIDError(run.workflow_id) from error
+    status, existing = results[0]
+    if status is None:
+        run.lose()
+        raise DBOSWorkflowConflictIDError(run.workflow_id)
+    if status == "CANCELLED":
+        run.cancel()  # this operation is recorded; the next one raises
+    row: StepRow | None = existing
+    return row
+
+
+def replayed(engine: Engine, recorded: StepRow) -> Outcome:
+    """The outcome of an operation that an earlier execution recorded."""
+    if recorded.error is not None:
+        return Raised(engine.serialization.load_error(recorded.error, recorded.serialization))
+    if recorded.output is None:
+        return Returned(None)
+    return Returned(engine.serialization.load_value(recorded.output, recorded.serialization))

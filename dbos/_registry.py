@@ -1,0 +1,142 @@
+"""Names to functions, classes and instances: what recovery and queues find work by.
+
+Decorators fill it at import time, before anything is launched; it outlives launches, so that decorated functions work
+with the next one. It also says which engine runs them, if one does: functions find their engine here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
+
+from dbos._error import DBOSConflictingRegistrationError, DBOSException
+from dbos._registrations import DBOSFuncInfo, get_class_info
+
+__all__ = ["TEMPORARY_PREFIX", "Registry", "WorkflowFunction"]
+
+logger = logging.getLogger("dbos.registry")
+
+EngineT = TypeVar("EngineT")
+
+Kind = Literal["workflow", "step", "transaction"]
+
+TEMPORARY_PREFIX = "<temp>."  # names the workflow around a step or transaction that is started by itself
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WorkflowFunction:
+    """A function that can be started by name.
+
+    For a step or transaction it is the workflow made around it, which calls ``wrapper`` once.
+    """
+
+    name: str
+    kind: Kind
+    func: Callable[..., Any]
+    info: DBOSFuncInfo
+    is_async: bool
+    is_internal: bool = False
+
+
+class Registry(Generic[EngineT]):
+    """Registered names, and the engine that serves them."""
+
+    def __init__(self) -> None:
+        self.engine: EngineT | None = None
+        self.workflows: dict[str, WorkflowFunction] = {}
+        self.classes: dict[str, type] = {}
+        self.instances: dict[str, Any] = {}
+        self.is_launched = False
+        self.on_registration: Callable[[], None] = lambda: None
+
+    def clear(self) -> None:
+        """Forget all functions, classes and instances."""
+        self.workflows.clear()
+        self.classes.clear()
+        self.instances.clear()
+
+    def engine_for(self, name: str) -> EngineT:
+        """The engine to run ``name`` with.
+
+        Raises:
+            DBOSException: there is no DBOS object yet.
+        """
+        if self.engine is None:
+            raise DBOSException(f"Function {name} invoked before DBOS initialized")
+        return self.engine
+
+    def register_workflow(self, function: WorkflowFunction) -> None:
+        """Make a function startable by name; the later of two equal ones wins, with a warning.
+
+        Raises:
+            DBOSConflictingRegistrationError: the name belongs to a function of another kind.
+        """
+        known = self.workflows.get(function.name)
+        if known is not None and not function.is_internal:
+            shown = function.name.removeprefix(TEMPORARY_PREFIX)
+            if known.kind != function.kind:
+                raise DBOSConflictingRegistrationError(shown)
+            logger.warning(
+                "Duplicate registration of function '%s'. Each workflow needs a name of its own: "
+                "rename one, or give it a name= of its own in the decorator.",
+                shown,
+            )
+        self.workflows[function.name] = function
+        self.on_registration()
+
+    def register_class(self, cls: type, name: str) -> None:
+        """Make a class findable by name.
+
+        Raises:
+            Exception: another class has that name.
+        """
+        known = self.classes.get(name)
+        if known is not None and known is not cls:
+            raise Exception(f"Duplicate type registration for class '{name}'")
+        self.classes[name] = cls
+        self.on_registration()
+
+    def register_instance(self, instance: Any) -> None:
+        """Make a configured instance findable by its class' registered name and its ``config_name``.
+
+        Raises:
+            Exception: another instance has that class and name.
+        """
+        class_info = get_class_info(type(instance))
+        class_name = class_info.registered_name if class_info is not None else type(instance).__qualname__
+        key = f"{class_name}/{instance.config_name}"
+        known = self.instances.get(key)
+        if known is not None and known is not instance:
+            raise Exception(
+                f"Duplicate instance registration for class '{class_name}' instance '{instance.config_name}'"
+            )
+        if self.is_launched:
+            logger.warning(
+                "Configured instance %s was created after DBOS.launch(): workflows of it that were recovered at launch "
+                "could not find it. Create configured instances before DBOS.launch().",
+                key,
+            )
+        self.instances[key] = instance
+        self.on_registration()
+
+    def application_version(self, library_version: str) -> str:
+        """A hash of the source of every registered function: the same code gives the same version, in any order."""
+        sources = []
+        try:
+            for function in self.workflows.values():
+                if not function.is_internal:
+                    sources.append(inspect.getsource(inspect.unwrap(function.func)))
+        except (OSError, TypeError):
+            logger.warning(
+                "The source of a workflow is not available, so the application version is DEFAULT_VERSION. "
+                "Set application_version in the configuration to tell versions apart."
+            )
+            return "DEFAULT_VERSION"
+        digest = hashlib.md5(usedforsecurity=False)
+        for source in [*sorted(sources), library_version]:
+            digest.update(source.encode())
+        return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""What the databases look like: the migrations' SQL files, and the same tables described for SQLAlchemy."""

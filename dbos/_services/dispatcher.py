@@ -1,0 +1,35 @@
+"""Takes work from queues as soon as it is there and a thread is free."""
+
+from __future__ import annotations
+
+from dbos._core import dispatch_queue
+from dbos._engine.engine import Engine
+from dbos._services.service import Service
+from dbos._sysdb.stores.workflow_status import INTERNAL_QUEUE
+
+__all__ = ["Dispatcher"]
+
+MAX_CLAIM = 100  # what a crash between claim and start leaves to be recovered, and what one statement returns
+SAFETY_NET_S = 1.0  # work that was enqueued without a wake-up is found this late
+
+
+class Dispatcher(Service):
+    """Dispatches the internal queue, which resumed and recovered workflows wait in."""
+
+    name = "dispatcher"
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__()
+        self._engine = engine
+
+    def work_once(self) -> float | None:
+        """Dispatch, and come back at once while there is more."""
+        begun = self.dispatch_once()
+        return 0.0 if begun else SAFETY_NET_S
+
+    def dispatch_once(self) -> int:
+        """Claim and begin as much as there is room for; returns how much that was."""
+        count = min(self._engine.workers.free, MAX_CLAIM)
+        if count == 0:
+            return 0  # a worker that becomes free wakes this service
+        return dispatch_queue(self._engine, INTERNAL_QUEUE, count)

@@ -1,0 +1,141 @@
+"""The system database: every durable fact, behind a committer for writes and a pool of connections for reads.
+
+The stores know the statements, the dialect knows the database, the committer knows when; this class only composes them.
+Threads call :meth:`SystemDatabase.commit` and :meth:`SystemDatabase.read`; coroutines await the twins of the two.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
+
+from dbos._clock import Clock
+from dbos._dbos_config import Settings
+from dbos._sysdb.committer import Committer
+from dbos._sysdb.dialects import open_dialect
+from dbos._sysdb.dialects.base import Dialect, FencedWriter, Listener
+from dbos._sysdb.operations import Operation, call
+from dbos._sysdb.readers import Readers
+from dbos._sysdb.stores.application_versions import ApplicationVersionsStore
+from dbos._sysdb.stores.executors import ExecutorsStore
+from dbos._sysdb.stores.operation_outputs import OperationOutputsStore
+from dbos._sysdb.stores.workflow_status import WorkflowStatusStore
+from dbos._sysdb.wakeups import Wakeups
+
+__all__ = ["SystemDatabase", "reset_system_database"]
+
+R = TypeVar("R")
+
+logger = logging.getLogger("dbos.system_database")
+
+SECOND_WRITER_LOCK_TIMEOUT_MS = 30_000  # its units wait for somebody's lock on purpose
+
+
+class SystemDatabase:
+    """An open system database.
+
+    Opening connects and brings the schema up to date; :meth:`close` commits what is queued and disconnects.
+    """
+
+    def __init__(
+        self, settings: Settings, clock: Clock, process_tag: str, *, may_migrate: bool = True, dialect: Dialect | None = None
+    ) -> None:
+        self.clock = clock
+        self.dialect = dialect or open_dialect(settings, process_tag)
+        self.dialect.prepare(may_migrate=may_migrate)
+        self.wakeups = Wakeups()
+        self.workflows = WorkflowStatusStore(
+            skip_locked=self.dialect.skip_locked, dialect=self.dialect.sqlalchemy_dialect()
+        )
+        self.operations = OperationOutputsStore()
+        self.executors = ExecutorsStore()
+        self.versions = ApplicationVersionsStore()
+        self._writers: list[FencedWriter] = [self.dialect.open_writer()]
+        overflow: Committer | None = None
+        if self.dialect.has_second_writer():
+            second = self.dialect.open_writer(lock_timeout_ms=SECOND_WRITER_LOCK_TIMEOUT_MS)
+            self._writers.append(second)
+            overflow = Committer("second-writer", second, clock)
+            overflow.start()
+        self._committer = Committer("writer", self._writers[0], clock, overflow=overflow)
+        self._committer.start()
+        self._readers = Readers(self.dialect)
+        self._listener: Listener | None = None
+        self._clock_offset_ms = 0
+        self.synchronize_clock()
+
+    # -- identity and time -------------------------------------------------------------------------------------------
+
+    def fence(self, instance_id: str | None) -> None:
+        """From now on, refuse fenced writes unless ``instance_id`` has its row."""
+        for writer in self._writers:
+            writer.instance_id = instance_id
+
+    def synchronize_clock(self) -> None:
+        """Measure how far this machine's clock is from the one that all processes share."""
+        before = self.clock.now_ms()
+        row = self.read(lambda connection: connection.one(f"SELECT {self.dialect.now_ms}"))
+        after = self.clock.now_ms()
+        self._clock_offset_ms = int(row[0]) - (before + after) // 2 if row and self.dialect.has_own_clock else 0
+
+    def now_ms(self) -> int:
+        """The time by the shared clock, in milliseconds since the epoch: for deadlines and whatever others compare."""
+        return self.clock.now_ms() + self._clock_offset_ms
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+
+    def commit(self, *operations: Operation) -> Sequence[Any]:
+        """Commit operations together, blocking until they are durable; returns their results."""
+        return self._committer.commit(*operations)
+
+    def submit(self, *operations: Operation) -> asyncio.Future[Sequence[Any]]:
+        """Commit operations together; returns a future of the running loop."""
+        return self._committer.submit(*operations)
+
+    def change(self, verb: Callable[..., R], *arguments: Any) -> R:
+        """Run a store's verb in a committed transaction, blocking."""
+        result: R = self._committer.commit(call(verb, *arguments))[0]
+        return result
+
+    def exclusive(self, purpose: str) -> AbstractContextManager[None]:
+        """Keep this process' commits waiting while a user's transaction writes to the same SQLite file."""
+        return self._committer.exclusive(purpose)
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    def read(self, verb: Callable[..., R], *arguments: Any) -> R:
+        """Run a store's verb on a read connection, blocking."""
+        return self._readers.read(verb, *arguments)
+
+    def read_async(self, verb: Callable[..., R], *arguments: Any) -> asyncio.Future[R]:
+        """Run a store's verb on a read connection; returns a future of the running loop."""
+        return asyncio.get_running_loop().run_in_executor(
+            self._readers.threads, lambda: self._readers.read(verb, *arguments)
+        )
+
+    # -- hearing of others -------------------------------------------------------------------------------------------
+
+    def listen(self, on_wakeup: Callable[[str | None], None]) -> None:
+        """Hear of commits in other processes: ``on_wakeup`` gets a topic, or None when anything may have happened."""
+        self._listener = self.dialect.listener(on_wakeup, self._committer.poll)
+        self._listener.start()
+
+    def publish(self, topic: str) -> None:
+        """Tell other processes that something was committed under ``topic``."""
+        if self._listener is not None:
+            self._listener.publish(topic)
+
+    def close(self) -> None:
+        """Stop listening, commit what is queued, disconnect."""
+        if self._listener is not None:
+            self._listener.stop()
+        self._committer.close()
+        self._readers.close()
+
+
+def reset_system_database(settings: Settings) -> None:
+    """Delete the configured system database; nobody may be using it."""
+    open_dialect(settings, process_tag="reset").drop()

@@ -1,0 +1,35 @@
+"""The dialects, and the one place that chooses between them."""
+
+from __future__ import annotations
+
+from dbos._dbos_config import Settings, is_sqlite, libpq_conninfo, sqlite_path
+from dbos._sysdb.dialects.base import Dialect
+
+__all__ = ["open_dialect", "prepare_application_database"]
+
+
+def open_dialect(settings: Settings, process_tag: str) -> Dialect:
+    """The dialect for the configured system database; nothing is connected yet.
+
+    ``process_tag`` marks this process' notifications, so that it does not hear its own.
+    """
+    if settings.is_sqlite:
+        from dbos._sysdb.dialects.sqlite import SQLiteDialect
+
+        return SQLiteDialect(str(settings.sqlite_path), synchronous=settings.sqlite_synchronous)
+    from dbos._sysdb.dialects.postgres import PostgresDialect
+
+    return PostgresDialect(settings.conninfo, settings.system_schema, process_tag)
+
+
+def prepare_application_database(settings: Settings, url: str) -> None:
+    """Create the table of transaction records in an application database that is not the system database."""
+    if is_sqlite(url):
+        from dbos._sysdb.dialects import sqlite
+
+        sqlite.prepare_application_database(str(sqlite_path(url)), may_migrate=settings.run_migrations)
+    else:
+        from dbos._sysdb.dialects import postgres
+
+        conninfo = libpq_conninfo(url, connect_timeout_s=settings.connect_timeout_s)
+        postgres.prepare_application_database(conninfo, settings.system_schema, may_migrate=settings.run_migrations)

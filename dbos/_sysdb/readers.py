@@ -1,0 +1,90 @@
+"""Connections for reading: opened when needed, shared by all threads, never more than a handful."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from dbos._error import DBOSDatabaseUnavailableError
+from dbos._sysdb.connection import Failure
+from dbos._sysdb.dialects.base import Dialect, Reader
+from dbos._sysdb.retry import Backoff
+
+__all__ = ["Readers"]
+
+R = TypeVar("R")
+
+logger = logging.getLogger("dbos.readers")
+
+MAX_CONNECTIONS = 8  # reads are short; more would only queue up in the database instead of here
+
+
+class Readers:
+    """A pool of read connections; a read that fails for want of a connection is repeated until the pool is closed."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self._dialect = dialect
+        self._idle: list[Reader] = []
+        self._slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        self._closing = threading.Event()
+        self._lock = threading.Lock()
+        self._threads: ThreadPoolExecutor | None = None
+
+    def read(self, verb: Callable[..., R], *arguments: Any) -> R:
+        """Run a store's verb on a read connection, blocking.
+
+        Raises:
+            DBOSDatabaseUnavailableError: the pool was closed.
+        """
+        backoff = Backoff(initial_s=0.05, maximum_s=5.0)
+        while True:
+            if self._closing.is_set():
+                raise DBOSDatabaseUnavailableError("The system database connection is closed.")
+            try:
+                with self._slots:
+                    return self._attempt(verb, arguments)
+            except Exception as error:
+                failure = self._dialect.classify(error)
+                if failure is Failure.REFUSED:
+                    raise
+                logger.warning("read will be repeated: %s", type(error).__name__)
+            self._closing.wait(backoff.next_delay_s())
+
+    def _attempt(self, verb: Callable[..., R], arguments: tuple[Any, ...]) -> R:
+        with self._lock:
+            connection = self._idle.pop() if self._idle else None
+        if connection is None:
+            connection = self._dialect.open_reader()
+        try:
+            result = verb(connection, *arguments)
+        except BaseException:
+            connection.close()  # it may be in any state
+            raise
+        with self._lock:
+            if not self._closing.is_set():
+                self._idle.append(connection)
+                return result
+        connection.close()
+        return result
+
+    @property
+    def threads(self) -> ThreadPoolExecutor:
+        """Threads in which coroutines' reads run."""
+        with self._lock:
+            if self._threads is None:
+                self._threads = ThreadPoolExecutor(MAX_CONNECTIONS, thread_name_prefix="dbos-reader")
+            return self._threads
+
+    def close(self) -> None:
+        """Close idle connections; a read that is running closes its own."""
+        self._closing.set()
+        with self._lock:
+            idle, self._idle = self._idle, []
+            threads, self._threads = self._threads, None
+        for connection in idle:
+            connection.close()
+        if threads is not None:
+            threads.shutdown(wait=True)

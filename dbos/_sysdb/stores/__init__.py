@@ -1,0 +1,1 @@
+"""The stores of the system database: one module per table family, statements on top, verbs below."""

@@ -1,0 +1,351 @@
+"""Workflows: reading them, and the changes of status that are not hot.
+
+(Starting, and recording outcomes, are the dialects': their statements are shaped by batching.) Every verb takes the
+connection of the transaction it runs in, so the committer can carry it along with others' work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from dbos._schemas.system_database import SystemSchema
+from dbos._sysdb.connection import Connection
+from dbos._sysdb.rows import StatusRow, columns
+
+__all__ = ["INTERNAL_QUEUE", "WorkflowFilter", "WorkflowStatusStore", "target_key"]
+
+INTERNAL_QUEUE = "_dbos_internal_queue"
+
+GET = f"SELECT {columns(StatusRow)} FROM dbos.workflow_status WHERE workflow_uuid IN :ids"
+
+UNSETTLED = """
+-- Those of the ids that have no outcome yet.
+SELECT workflow_uuid FROM dbos.workflow_status
+WHERE workflow_uuid IN :ids AND status IN ('PENDING', 'ENQUEUED', 'DELAYED')
+"""
+
+HAS_ORPHANS = """
+-- Whether there is PENDING work that no executor instance owns.
+SELECT 1 FROM dbos.workflow_status
+WHERE status = 'PENDING' AND application_version = :application_version
+  AND (owner_instance IS NULL OR owner_instance NOT IN (SELECT instance_id FROM dbos.executor_instances))
+LIMIT 1
+"""
+
+RUNNING = """
+-- What an executor instance owns, by its own account.
+SELECT workflow_uuid, run_token FROM dbos.workflow_status WHERE owner_instance = :instance AND status = 'PENDING'
+"""
+
+CANCEL = """
+-- Cancel what is not finished; cancelling twice changes nothing. The run token stays: a step that is running is recorded.
+UPDATE dbos.workflow_status
+SET status = 'CANCELLED', queue_name = NULL, deduplication_id = NULL, started_at_epoch_ms = NULL,
+    owner_instance = NULL, updated_at = :now_ms, completed_at = :now_ms
+WHERE workflow_uuid IN :ids AND status NOT IN ('SUCCESS', 'ERROR', 'CANCELLED')
+RETURNING workflow_uuid
+"""
+
+CANCEL_OVERDUE = """
+-- Cancel a run whose deadline has passed.
+UPDATE dbos.workflow_status
+SET status = 'CANCELLED', queue_name = NULL, deduplication_id = NULL, started_at_epoch_ms = NULL,
+    owner_instance = NULL, updated_at = :now_ms, completed_at = :now_ms
+WHERE workflow_uuid IN :ids AND status IN ('PENDING', 'ENQUEUED', 'DELAYED') AND workflow_deadline_epoch_ms <= :now_ms
+RETURNING workflow_uuid
+"""
+
+RESUME = """
+-- Put unfinished workflows back into a queue, as if new: no attempts used, no deadline, no run.
+UPDATE dbos.workflow_status
+SET status = 'ENQUEUED', queue_name = :queue_name, recovery_attempts = 0, workflow_deadline_epoch_ms = NULL,
+    deduplication_id = NULL, started_at_epoch_ms = NULL, completed_at = NULL, owner_instance = NULL, run_token = NULL,
+    updated_at = :now_ms
+WHERE workflow_uuid IN :ids AND status NOT IN ('SUCCESS', 'ERROR')
+RETURNING workflow_uuid
+"""
+
+RECLAIM = """
+-- Put PENDING work that no live executor instance owns back into its queue, for any instance of this version to claim.
+UPDATE dbos.workflow_status
+SET status = 'ENQUEUED', queue_name = COALESCE(queue_name, :internal_queue), started_at_epoch_ms = NULL,
+    owner_instance = NULL, run_token = NULL, updated_at = :now_ms
+WHERE status = 'PENDING' AND application_version = :application_version
+  AND (owner_instance IS NULL
+       OR owner_instance NOT IN (SELECT instance_id FROM dbos.executor_instances))
+RETURNING workflow_uuid
+"""
+
+RECLAIM_OWN = """
+-- Put PENDING work of this very instance that is not running in it back into its queue.
+UPDATE dbos.workflow_status
+SET status = 'ENQUEUED', queue_name = COALESCE(queue_name, :internal_queue), started_at_epoch_ms = NULL,
+    owner_instance = NULL, run_token = NULL, updated_at = :now_ms
+WHERE status = 'PENDING' AND owner_instance = :instance AND workflow_uuid IN :ids
+RETURNING workflow_uuid
+"""
+
+GIVE_BACK = """
+-- Undo a claim whose workflow was not begun.
+UPDATE dbos.workflow_status
+SET status = 'ENQUEUED', queue_name = COALESCE(queue_name, :internal_queue), started_at_epoch_ms = NULL,
+    owner_instance = NULL, run_token = NULL, recovery_attempts = recovery_attempts - 1, updated_at = :now_ms
+WHERE workflow_uuid = :workflow_id AND run_token = :run_token AND status = 'PENDING'
+"""
+
+CLAIM_BY_ID = f"""
+-- Take over one workflow that nobody alive is running.
+UPDATE dbos.workflow_status
+SET status = 'PENDING', owner_instance = :instance, executor_id = :executor_id, run_token = :run_token,
+    application_version = :application_version, updated_at = :now_ms, recovery_attempts = recovery_attempts + 1,
+    workflow_deadline_epoch_ms = COALESCE(workflow_deadline_epoch_ms, :now_ms + workflow_timeout_ms)
+WHERE workflow_uuid = :workflow_id AND status IN ('PENDING', 'ENQUEUED')
+  AND (owner_instance IS NULL OR owner_instance = :instance
+       OR owner_instance NOT IN (SELECT instance_id FROM dbos.executor_instances))
+RETURNING {columns(StatusRow)}
+"""
+
+DEAD_LETTER = """
+-- Give up on a workflow that was attempted too often.
+UPDATE dbos.workflow_status
+SET status = 'MAX_RECOVERY_ATTEMPTS_EXCEEDED', queue_name = NULL, deduplication_id = NULL, started_at_epoch_ms = NULL,
+    owner_instance = NULL, updated_at = :now_ms, completed_at = :now_ms
+WHERE workflow_uuid = :workflow_id AND run_token = :run_token AND status = 'PENDING'
+"""
+
+STRANDED_VERSIONS = """
+-- Unfinished work by application version, for versions that no live executor instance runs.
+SELECT application_version, count(*) FROM dbos.workflow_status
+WHERE application_version IS NOT NULL
+  AND (status = 'PENDING' OR (queue_name IS NOT NULL AND started_at_epoch_ms IS NULL))
+  AND application_version NOT IN (SELECT application_version FROM dbos.executor_instances)
+GROUP BY application_version
+ORDER BY application_version
+"""
+
+CLAIM = f"""
+-- Claim the oldest waiting workflows of a queue, if this instance still holds its lease. One token serves the whole
+-- claim: it is only ever compared within one workflow.
+WITH claimed AS MATERIALIZED (
+  SELECT workflow_uuid AS claimed_id FROM dbos.workflow_status
+  WHERE queue_name = :queue_name AND queue_name IS NOT NULL AND started_at_epoch_ms IS NULL AND status = 'ENQUEUED'
+    AND (application_version = :application_version OR application_version IS NULL)
+    AND EXISTS (SELECT 1 FROM dbos.executor_instances WHERE instance_id = :instance)
+    AND NOT (name || '/' || COALESCE(class_name, '') || '/' || COALESCE(config_name, '') IN :unknown_targets)
+  ORDER BY priority, created_at
+  LIMIT :count
+  {{skip_locked}})
+UPDATE dbos.workflow_status
+SET status = 'PENDING', owner_instance = :instance, executor_id = :executor_id, run_token = :run_token,
+    application_version = :application_version, started_at_epoch_ms = :now_ms, updated_at = :now_ms,
+    recovery_attempts = recovery_attempts + 1,
+    workflow_deadline_epoch_ms = COALESCE(workflow_deadline_epoch_ms, :now_ms + workflow_timeout_ms)
+FROM claimed
+WHERE workflow_uuid = claimed_id
+RETURNING {columns(StatusRow)}
+"""
+
+
+def target_key(name: str, class_name: str | None, config_name: str | None) -> str:
+    """What a workflow needs registered in order to run, in one string; the claim compares it."""
+    return f"{name}/{class_name or ''}/{config_name or ''}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkflowFilter:
+    """Which workflows to list; None or an empty sequence places no condition. Times are inclusive, in milliseconds."""
+
+    workflow_ids: Sequence[str] = ()
+    workflow_id_prefixes: Sequence[str] = ()
+    statuses: Sequence[str] = ()
+    names: Sequence[str] = ()
+    app_versions: Sequence[str] = ()
+    forked_from: Sequence[str] = ()
+    parent_workflow_ids: Sequence[str] = ()
+    users: Sequence[str] = ()
+    queue_names: Sequence[str] = ()
+    executor_ids: Sequence[str] = ()
+    created_from_ms: int | None = None
+    created_to_ms: int | None = None
+    queues_only: bool = False
+    was_forked_from: bool | None = None
+    limit: int | None = None
+    offset: int | None = None
+    sort_desc: bool = False
+
+
+class WorkflowStatusStore:
+    """The ``workflow_status`` table."""
+
+    def __init__(self, *, skip_locked: str, dialect: sa.Dialect) -> None:
+        self._claim = CLAIM.replace("{skip_locked}", skip_locked)
+        self._dialect = dialect
+
+    @staticmethod
+    def get(connection: Connection, workflow_id: str) -> StatusRow | None:
+        """The row of a workflow, or None."""
+        row = connection.one(GET, ids=[workflow_id])
+        return None if row is None else StatusRow(*row)
+
+    @staticmethod
+    def settled(connection: Connection, workflow_ids: Sequence[str]) -> list[str]:
+        """Those of the workflows that have an outcome, or do not exist."""
+        unsettled = {row[0] for row in connection.all(UNSETTLED, ids=list(workflow_ids))}
+        return [workflow_id for workflow_id in workflow_ids if workflow_id not in unsettled]
+
+    @staticmethod
+    def has_orphans(connection: Connection, application_version: str) -> bool:
+        """Whether there is PENDING work of a version that no executor instance owns."""
+        return connection.one(HAS_ORPHANS, application_version=application_version) is not None
+
+    @staticmethod
+    def running(connection: Connection, instance: str) -> dict[str, str]:
+        """The run token of each workflow that ``instance`` owns."""
+        return dict(connection.all(RUNNING, instance=instance))
+
+    def claim(
+        self,
+        connection: Connection,
+        *,
+        queue_name: str,
+        count: int,
+        instance: str,
+        executor_id: str,
+        application_version: str,
+        run_token: str,
+        unknown_targets: Sequence[str],
+        now_ms: int,
+    ) -> list[StatusRow]:
+        """Atomically claim up to ``count`` waiting workflows, oldest first within a priority.
+
+        Workflows of ``unknown_targets`` (see :func:`target_key`) are left for others, or for later.
+        A repeated execution finds its earlier claim by ``run_token`` through :meth:`running`, not here.
+        """
+        rows = connection.all(
+            self._claim,
+            queue_name=queue_name,
+            count=count,
+            instance=instance,
+            executor_id=executor_id,
+            application_version=application_version,
+            run_token=run_token,
+            unknown_targets=list(unknown_targets),
+            now_ms=now_ms,
+        )
+        return sorted((StatusRow(*row) for row in rows), key=lambda row: (row.priority, row.created_at))
+
+    @staticmethod
+    def claim_by_id(
+        connection: Connection,
+        *,
+        workflow_id: str,
+        instance: str,
+        executor_id: str,
+        application_version: str,
+        run_token: str,
+        now_ms: int,
+    ) -> StatusRow | None:
+        """Claim one workflow, unless it is finished or a live executor instance other than ``instance`` owns it."""
+        row = connection.one(
+            CLAIM_BY_ID,
+            workflow_id=workflow_id,
+            instance=instance,
+            executor_id=executor_id,
+            application_version=application_version,
+            run_token=run_token,
+            now_ms=now_ms,
+        )
+        return None if row is None else StatusRow(*row)
+
+    @staticmethod
+    def give_back(connection: Connection, workflow_id: str, run_token: str, now_ms: int) -> None:
+        """Undo a claim."""
+        connection.run(
+            GIVE_BACK, workflow_id=workflow_id, run_token=run_token, internal_queue=INTERNAL_QUEUE, now_ms=now_ms
+        )
+
+    @staticmethod
+    def cancel(connection: Connection, workflow_ids: Sequence[str], now_ms: int) -> list[str]:
+        """Cancel the workflows that are not finished; returns their ids."""
+        return [row[0] for row in connection.all(CANCEL, ids=sorted(workflow_ids), now_ms=now_ms)]
+
+    @staticmethod
+    def cancel_overdue(connection: Connection, workflow_ids: Sequence[str], now_ms: int) -> list[str]:
+        """Cancel those of the workflows whose deadline has passed; returns their ids."""
+        return [row[0] for row in connection.all(CANCEL_OVERDUE, ids=sorted(workflow_ids), now_ms=now_ms)]
+
+    @staticmethod
+    def resume(connection: Connection, workflow_ids: Sequence[str], queue_name: str, now_ms: int) -> list[str]:
+        """Enqueue unfinished workflows anew; returns their ids."""
+        rows = connection.all(RESUME, ids=sorted(workflow_ids), queue_name=queue_name, now_ms=now_ms)
+        return [row[0] for row in rows]
+
+    @staticmethod
+    def reclaim(connection: Connection, application_version: str, now_ms: int) -> list[str]:
+        """Enqueue what no live executor instance owns; returns the ids."""
+        rows = connection.all(
+            RECLAIM, application_version=application_version, internal_queue=INTERNAL_QUEUE, now_ms=now_ms
+        )
+        return [row[0] for row in rows]
+
+    @staticmethod
+    def reclaim_own(connection: Connection, instance: str, workflow_ids: Sequence[str], now_ms: int) -> list[str]:
+        """Enqueue workflows that ``instance`` owns but does not run; returns the ids."""
+        rows = connection.all(
+            RECLAIM_OWN, instance=instance, ids=list(workflow_ids), internal_queue=INTERNAL_QUEUE, now_ms=now_ms
+        )
+        return [row[0] for row in rows]
+
+    @staticmethod
+    def dead_letter(connection: Connection, workflow_id: str, run_token: str, now_ms: int) -> bool:
+        """Give up on a run; returns whether it still held its token."""
+        return connection.run(DEAD_LETTER, workflow_id=workflow_id, run_token=run_token, now_ms=now_ms) > 0
+
+    @staticmethod
+    def stranded_versions(connection: Connection) -> dict[str, int]:
+        """How much unfinished work each application version has that nobody runs."""
+        return dict(connection.all(STRANDED_VERSIONS))
+
+    def list(self, connection: Connection, filter: WorkflowFilter) -> list[StatusRow]:
+        """The workflows that match, by time of creation."""
+        compiled = _select(filter).compile(dialect=self._dialect, compile_kwargs={"render_postcompile": True})
+        return [StatusRow(*row) for row in connection.all(str(compiled), **compiled.params)]
+
+
+def _select(filter: WorkflowFilter) -> sa.Select[tuple[object, ...]]:
+    c = SystemSchema.workflow_status.c
+    query = sa.select(*(c[name] for name in StatusRow._fields))
+    for column, values in (
+        (c.workflow_uuid, filter.workflow_ids),
+        (c.status, filter.statuses),
+        (c.name, filter.names),
+        (c.application_version, filter.app_versions),
+        (c.forked_from, filter.forked_from),
+        (c.parent_workflow_id, filter.parent_workflow_ids),
+        (c.authenticated_user, filter.users),
+        (c.queue_name, filter.queue_names),
+        (c.executor_id, filter.executor_ids),
+    ):
+        if values:
+            query = query.where(column.in_(list(values)))
+    if filter.workflow_id_prefixes:
+        query = query.where(
+            sa.or_(*(c.workflow_uuid.startswith(prefix, autoescape=True) for prefix in filter.workflow_id_prefixes))
+        )
+    if filter.created_from_ms is not None:
+        query = query.where(c.created_at >= filter.created_from_ms)
+    if filter.created_to_ms is not None:
+        query = query.where(c.created_at <= filter.created_to_ms)
+    if filter.was_forked_from is not None:
+        query = query.where(c.was_forked_from == filter.was_forked_from)
+    if filter.queues_only:
+        query = query.where(c.queue_name.is_not(None))
+        if not filter.statuses:
+            query = query.where(c.status.in_(["DELAYED", "ENQUEUED", "PENDING"]))
+    # The id breaks ties, so that pages neither overlap nor skip.
+    order = (c.created_at, c.workflow_uuid)
+    query = query.order_by(*(column.desc() if filter.sort_desc else column.asc() for column in order))
+    return query.limit(filter.limit or None).offset(filter.offset or None)

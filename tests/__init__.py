@@ -1,0 +1,1 @@
+"""Unit, conformance, integration, acceptance, simulation, migration and typing tests; see CONTRIBUTING.md."""

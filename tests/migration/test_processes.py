@@ -1,0 +1,61 @@
+"""Real processes: many at once, and one that is killed at every instant that matters."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+
+from dbos._migration import load_migrations, migrate, verify
+
+if TYPE_CHECKING:
+    from .conftest import Scene, SQLiteScene
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the launcher forks")
+
+PROCESSES = 20
+BOUNDARIES = 60  # more than a migration passes; checked
+
+
+def test_twenty_processes_at_once_on_an_empty_database_all_start(scene: Scene) -> None:
+    assert_one_of_them_migrated(scene, scene.launch(PROCESSES))
+
+
+def test_a_switch_to_wal_by_some_of_them_disturbs_none(sqlite_scene: SQLiteScene) -> None:
+    assert_one_of_them_migrated(sqlite_scene, sqlite_scene.launch(PROCESSES, "wal"))
+
+
+def assert_one_of_them_migrated(scene: Scene, applied: list[int]) -> None:
+    everything = len(load_migrations(scene.dialect))
+    assert sorted(applied) == [0] * (PROCESSES - 1) + [everything]
+    verify(scene.target())
+    assert scene.execute("SELECT count(*) FROM dbos.opendbos_migrations") == [(everything,)]
+
+
+def test_a_migration_killed_at_any_boundary_leaves_nothing_or_all_and_completes(
+    scene: Scene, at_end: ExitStack
+) -> None:
+    everything = len(load_migrations(scene.dialect))
+
+    codes = scene.launch(BOUNDARIES, "crash")
+
+    killed = codes.index(everything)
+    assert codes == [-signal.SIGKILL] * killed + [everything] * (BOUNDARIES - killed)
+    complete = definitions(scene, killed)
+    outcomes = set()
+    for boundary in range(killed):
+        outcomes.add(len(definitions(scene, boundary)))
+        migrate(scene.sibling(boundary).target())
+        assert definitions(scene, boundary) == complete
+        verify(scene.sibling(boundary).target())
+        at_end.pop_all().close()
+    assert outcomes == {0, len(complete)}
+
+
+def definitions(scene: Scene, number: int) -> dict[str, str]:
+    """What a database of a killed process holds, in the words of the others."""
+    catalog = scene.sibling(number).catalog()
+    return {name: text.replace(f" {scene.schema}_{number}.", " dbos.") for name, text in catalog.items()}
