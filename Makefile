@@ -62,7 +62,7 @@ bench: setup ## Run the benchmarks
 
 docs: setup ## Build the documentation site
 	@$(RUN) pip install -qq --editable '.[docs]'
-	@$(RUN) mkdocs build --quiet --strict
+	@NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --quiet --strict
 
 clean: ## Remove everything that the other targets made
 	@rm -rf $(VENV) site build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

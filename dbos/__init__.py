@@ -13,8 +13,6 @@ The layers, top to bottom; imports point down only:
     _error, _serialization, _dbos_config, _clock, _ids, _types, _telemetry
 """
 
-from __future__ import annotations
-
 import dbos._error as error
 from dbos._context import DBOSContextEnsure, DBOSContextSetAuth, SetWorkflowID, SetWorkflowTimeout
 from dbos._dbos import DBOS, DBOSConfiguredInstance

@@ -74,7 +74,9 @@ def _described(call: F, operation: Callable[..., Any], name: str) -> F:
     del call.__wrapped__  # type: ignore[attr-defined]  # its signature has the engine first
     signature = inspect.signature(operation)
     parameters = list(signature.parameters.values())[1:]
-    call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    returns = str(signature.return_annotation).removeprefix("Flow[").removesuffix("]")
+    call.__signature__ = signature.replace(parameters=parameters, return_annotation=returns)  # type: ignore[attr-defined]
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters} | {"return": returns}
     call.__name__ = name
     call.__qualname__ = f"DBOS.{name}"
     return call

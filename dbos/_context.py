@@ -8,6 +8,7 @@ counter of function ids) is in the :class:`Run` that the copies share. This modu
 from __future__ import annotations
 
 import logging
+import math
 from abc import ABC, abstractmethod
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field, replace
@@ -87,14 +88,14 @@ class Context:
         """Whether an operation made here is recorded: within a workflow, not within one of its steps."""
         return self.run is not None and self.step_id is None
 
-    def check_roles(self, required: list[str], function_name: str) -> None:
-        """Assume the first required role that the user has.
+    def with_role(self, required: list[str], function_name: str) -> Context:
+        """The context of a call that requires a role: the first of them that the user has is assumed in it.
 
         Raises:
             DBOSNotAuthorizedError: the user is unknown, or has none of them.
         """
         if not required:
-            return
+            return self
         if self.authenticated_roles is None:
             raise DBOSNotAuthorizedError(
                 f"Function {function_name} requires a role, but was called in a context without "
@@ -102,8 +103,7 @@ class Context:
             )
         for role in required:
             if role in self.authenticated_roles:
-                self.assumed_role = role
-                return
+                return replace(self, assumed_role=role)
         raise DBOSNotAuthorizedError(
             f"Function {function_name} has required roles, but user is not authenticated for any of them"
         )
@@ -182,12 +182,12 @@ class SetWorkflowTimeout(_Scope):
         workflow_timeout_sec: The limit in seconds; None or 0 for none.
 
     Raises:
-        Exception: the limit is negative.
+        Exception: the limit is negative, or not a finite number.
     """
 
     def __init__(self, workflow_timeout_sec: float | None) -> None:
         super().__init__()
-        if workflow_timeout_sec is not None and not workflow_timeout_sec >= 0:
+        if workflow_timeout_sec is not None and not 0 <= workflow_timeout_sec < math.inf:
             raise Exception(f"Invalid workflow timeout {workflow_timeout_sec}. Timeouts must be positive.")
         self._timeout_ms = None if workflow_timeout_sec is None else int(workflow_timeout_sec * 1000) or None
 

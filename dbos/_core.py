@@ -1,7 +1,8 @@
 """The front door of the engine: what decorators make of functions, and how a workflow is executed by its id.
 
 A decorated function looks at the context it is called in, and at the registry's engine, only when it is called; so it
-can be decorated before anything else exists.
+can be decorated before anything else exists. ``@staticmethod`` and ``@classmethod`` belong above our decorators; below
+them they work too, because the decorators reach through them.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ import asyncio
 import functools
 import inspect
 import logging
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, ParamSpec, TypeVar, cast
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
 
-from dbos._context import current_context
+from dbos._context import Context, current_context, install, restore
 from dbos._engine.claims import claim_by_id, claim_from_queue
 from dbos._engine.engine import Engine
 from dbos._engine.flow import drive, drive_async
@@ -34,13 +35,14 @@ __all__ = [
     "dispatch_queue",
     "execute_in_background",
     "execute_workflow_by_id",
+    "require_roles",
     "run_as_step",
     "run_as_step_async",
     "step_policy",
+    "through_binding",
 ]
 
-P = ParamSpec("P")
-R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
 
 logger = logging.getLogger("dbos.core")
 
@@ -50,13 +52,13 @@ logger = logging.getLogger("dbos.core")
 
 def decorate_workflow(
     registry: Registry[Engine],
-    func: Callable[P, R],
+    func: Callable[..., Any],
     *,
     name: str | None,
     max_recovery_attempts: int | None,
     serialization_type: WorkflowSerializationFormat | None,
     validate_args: ValidateArgs | None,
-) -> Callable[P, R]:
+) -> Callable[..., Any]:
     """Register a function as a workflow and wrap it."""
     registered_name = name or _qualname(func)
     info = get_or_create_func_info(func)
@@ -85,8 +87,8 @@ def decorate_workflow(
 
 
 def decorate_step(
-    registry: Registry[Engine], func: Callable[P, R], *, name: str | None, policy: StepPolicy
-) -> Callable[P, R]:
+    registry: Registry[Engine], func: Callable[..., Any], *, name: str | None, policy: StepPolicy
+) -> Callable[..., Any]:
     """Register a function as a step, and as a workflow around it, and wrap it."""
     registered_name = name or _qualname(func)
     is_async = inspect.iscoroutinefunction(func)
@@ -99,7 +101,7 @@ def decorate_step(
         async def call_async(*args: Any, **kwargs: Any) -> Any:
             context = current_context()
             if context is None or context.run is None or context.step_id is not None:
-                return await cast("Callable[..., Coroutine[Any, Any, Any]]", func)(*args, **kwargs)
+                return await func(*args, **kwargs)
             engine = registry.engine_for(registered_name)
             return await drive_async(engine, run_step(engine, context.run, context, step, args, kwargs))
 
@@ -122,8 +124,8 @@ def decorate_step(
 
 
 def decorate_transaction(
-    registry: Registry[Engine], func: Callable[P, R], *, name: str | None, isolation_level: IsolationLevel
-) -> Callable[P, R]:
+    registry: Registry[Engine], func: Callable[..., Any], *, name: str | None, isolation_level: IsolationLevel
+) -> Callable[..., Any]:
     """Register a function as a transaction, and as a workflow around it, and wrap it.
 
     Raises:
@@ -152,8 +154,9 @@ def decorate_transaction(
     return wrapped
 
 
-def _finish(func: Callable[P, R], wrapper: Callable[..., Any], name: str, kind: Kind) -> Callable[P, R]:
+def _finish(func: Callable[..., Any], wrapper: Callable[..., Any], name: str, kind: Kind) -> Callable[..., Any]:
     functools.update_wrapper(wrapper, func)
+    get_or_create_func_info(func).is_operation = True
     wrapper.dbos_function_name = name  # type: ignore[attr-defined]  # functions carry arbitrary attributes
     wrapper.dbos_function_kind = kind  # type: ignore[attr-defined]
     wrapper.__orig_func = func  # type: ignore[attr-defined]
@@ -165,6 +168,57 @@ def _finish(func: Callable[P, R], wrapper: Callable[..., Any], name: str, kind: 
 def _qualname(func: Callable[..., Any]) -> str:
     inner = func.func if isinstance(func, functools.partial) else func
     return getattr(inner, "__qualname__", None) or type(inner).__qualname__
+
+
+def require_roles(func: Callable[..., Any], roles: list[str]) -> Callable[..., Any]:
+    """Have one of the roles required wherever ``func`` is called as a workflow, step or transaction.
+
+    Until it is made one of those, by a decorator above, the wrapper that is returned asks for the role itself: a
+    function that requires a role is never open to everybody because another decorator was forgotten.
+    """
+    info = get_or_create_func_info(func)
+    info.required_roles = roles
+    if info.is_operation:
+        return func
+    name = _qualname(func)
+    wrapper: Callable[..., Any]
+    if inspect.iscoroutinefunction(func):
+
+        async def call_async(*args: Any, **kwargs: Any) -> Any:
+            if info.is_operation:
+                return await func(*args, **kwargs)
+            token = install((current_context() or Context()).with_role(roles, name))
+            try:
+                return await func(*args, **kwargs)
+            finally:
+                restore(token)
+
+        wrapper = call_async
+    else:
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if info.is_operation:
+                return func(*args, **kwargs)
+            token = install((current_context() or Context()).with_role(roles, name))
+            try:
+                return func(*args, **kwargs)
+            finally:
+                restore(token)
+
+        wrapper = call
+    functools.update_wrapper(wrapper, func)
+    return wrapper
+
+
+def through_binding(decorate: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Callable[[F], F]:
+    """The decorator that users get: it decorates the function within a static or class method object."""
+
+    def apply(target: F) -> F:
+        if isinstance(target, (staticmethod, classmethod)):
+            return cast("F", type(target)(decorate(target.__func__)))
+        return cast("F", decorate(target))
+
+    return apply
 
 
 # -- any function as a step --------------------------------------------------------------------------------------------

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
+import os
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, TypeVar, get_args, overload
 
 from dbos._bridge import Bridge, refuse_running_loop
 from dbos._clock import SystemClock
@@ -20,8 +21,10 @@ from dbos._core import (
     decorate_workflow,
     execute_in_background,
     execute_workflow_by_id,
+    require_roles,
     run_as_step,
     run_as_step_async,
+    through_binding,
 )
 from dbos._dbos_config import DBOSConfig, process_config
 from dbos._engine import timing
@@ -34,7 +37,7 @@ from dbos._handles import WorkflowHandle, WorkflowHandleAsync
 from dbos._operations import versions, workflows
 from dbos._operations.handles import EngineHandle, EngineHandleAsync
 from dbos._operations.lifecycle import Runtime
-from dbos._registrations import ValidateArgs, get_or_create_class_info, get_or_create_func_info
+from dbos._registrations import ValidateArgs, get_or_create_class_info
 from dbos._registry import Registry
 from dbos._serialization import WorkflowSerializationFormat
 from dbos._sys_db import reset_system_database
@@ -47,7 +50,9 @@ __all__ = ["DBOS", "DBOSConfiguredInstance"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
-T = TypeVar("T", bound=type)
+V = TypeVar("V")
+F = TypeVar("F", bound=Callable[..., Any])
+C = TypeVar("C", bound=type)
 
 logger = logging.getLogger("dbos")
 
@@ -75,14 +80,14 @@ _bridge = Bridge(_find_engine)
 _blocking, _awaiting = _bridge.blocking, _bridge.awaiting
 
 
-class _ClassProperty:
+class _ClassProperty(Generic[V]):
     """A read-only property of the class itself, so that ``DBOS.workflow_id`` works without an instance."""
 
-    def __init__(self, getter: Callable[[Any], Any]) -> None:
+    def __init__(self, getter: Callable[[Any], V]) -> None:
         self._getter = getter
         self.__doc__ = getter.__doc__
 
-    def __get__(self, instance: object, owner: type) -> Any:
+    def __get__(self, instance: object, owner: type) -> V:
         return self._getter(owner)
 
 
@@ -204,7 +209,7 @@ class DBOS:
         max_recovery_attempts: int | None = 100,
         serialization_type: WorkflowSerializationFormat | None = None,
         validate_args: ValidateArgs | None = None,
-    ) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    ) -> Callable[[F], F]:
         """Make a function a workflow: its progress is recorded, and after a crash it goes on where it stopped.
 
         The function must be deterministic apart from its steps. It may be a coroutine function, a static method, a
@@ -220,7 +225,7 @@ class DBOS:
             DBOSConflictingRegistrationError: the name belongs to a function of another kind.
         """
 
-        def decorate(func: Callable[P, R]) -> Callable[P, R]:
+        def decorate(func: Callable[..., Any]) -> Callable[..., Any]:
             return decorate_workflow(
                 _process.registry,
                 func,
@@ -230,7 +235,7 @@ class DBOS:
                 validate_args=validate_args,
             )
 
-        return decorate
+        return through_binding(decorate)
 
     @classmethod
     def step(
@@ -242,7 +247,7 @@ class DBOS:
         max_attempts: int = 3,
         backoff_rate: float = 2.0,
         should_retry: Callable[[Exception], bool | Awaitable[bool]] | None = None,
-    ) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    ) -> Callable[[F], F]:
         """Make a function a step: within a workflow its result is recorded, and it is not run again once it was.
 
         Outside of a workflow, or within another step, it is a plain function.
@@ -267,15 +272,15 @@ class DBOS:
             should_retry=should_retry,
         )
 
-        def decorate(func: Callable[P, R]) -> Callable[P, R]:
+        def decorate(func: Callable[..., Any]) -> Callable[..., Any]:
             return decorate_step(_process.registry, func, name=name, policy=policy)
 
-        return decorate
+        return through_binding(decorate)
 
     @classmethod
     def transaction(
         cls, isolation_level: IsolationLevel = "SERIALIZABLE", *, name: str | None = None
-    ) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    ) -> Callable[[F], F]:
         """Make a function a transaction: a step whose writes to the application database commit with its record.
 
         Within it, :attr:`sql_session` is an SQLAlchemy session; it commits when the function returns and rolls back
@@ -286,16 +291,21 @@ class DBOS:
             name: What it is recorded under; by default its qualified name.
 
         Raises:
-            DBOSException: the function is a coroutine function.
+            DBOSException: the function is a coroutine function, or there is no such isolation level.
         """
+        if isolation_level not in get_args(IsolationLevel):
+            raise DBOSException(
+                f"Unknown isolation level {isolation_level!r}. There are: {', '.join(get_args(IsolationLevel))}. "
+                "A transaction without one is decorated with @DBOS.transaction(), with parentheses."
+            )
 
-        def decorate(func: Callable[P, R]) -> Callable[P, R]:
+        def decorate(func: Callable[..., Any]) -> Callable[..., Any]:
             return decorate_transaction(_process.registry, func, name=name, isolation_level=isolation_level)
 
-        return decorate
+        return through_binding(decorate)
 
     @classmethod
-    def dbos_class(cls, class_name: str | None = None) -> Callable[[T], T]:
+    def dbos_class(cls, class_name: str | None = None) -> Callable[[C], C]:
         """Register a class that has workflows, steps or transactions among its methods.
 
         Args:
@@ -303,9 +313,12 @@ class DBOS:
 
         Raises:
             Exception: another class has that name.
+            DBOSException: the name is not a string, or it decorates something else than a class.
         """
+        if class_name is not None and not isinstance(class_name, str):
+            raise DBOSException(f"{class_name!r} is not a class name. Write @DBOS.dbos_class(), with parentheses.")
 
-        def decorate(target: T) -> T:
+        def decorate(target: C) -> C:
             info = get_or_create_class_info(target, class_name)
             _process.registry.register_class(target, info.registered_name)
             return target
@@ -313,34 +326,42 @@ class DBOS:
         return decorate
 
     @classmethod
-    def default_required_roles(cls, roles: list[str]) -> Callable[[T], T]:
+    def default_required_roles(cls, roles: list[str]) -> Callable[[C], C]:
         """Require one of the roles for every decorated function of a class that names none itself; registers the class.
 
         Args:
             roles: The roles, one of which the caller must have.
-        """
 
-        def decorate(target: T) -> T:
+        Raises:
+            Exception: another class has that name.
+            DBOSException: the roles are not a list, or it decorates something else than a class.
+        """
+        checked = _checked_roles(roles, "default_required_roles")
+
+        def decorate(target: C) -> C:
             info = get_or_create_class_info(target)
-            info.def_required_roles = roles
+            info.def_required_roles = checked
             _process.registry.register_class(target, info.registered_name)
             return target
 
         return decorate
 
     @classmethod
-    def required_roles(cls, roles: list[str]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    def required_roles(cls, roles: list[str]) -> Callable[[F], F]:
         """Require one of the roles for a workflow, step or transaction; above or below its decorator.
 
         Args:
             roles: The roles, one of which the caller must have; an empty list lifts the class' default.
+
+        Raises:
+            DBOSException: the roles are not a list.
         """
+        checked = _checked_roles(roles, "required_roles")
 
-        def decorate(func: Callable[P, R]) -> Callable[P, R]:
-            get_or_create_func_info(func).required_roles = roles
-            return func
+        def decorate(func: Callable[..., Any]) -> Callable[..., Any]:
+            return require_roles(func, checked)
 
-        return decorate
+        return through_binding(decorate)
 
     @classmethod
     def register_instance(cls, inst: object) -> None:
@@ -355,6 +376,16 @@ class DBOS:
         _process.registry.register_instance(inst)
 
     # -- starting workflows and steps ----------------------------------------------------------------------------------
+
+    @overload
+    @classmethod
+    def start_workflow(
+        cls, func: Callable[P, Coroutine[Any, Any, R]], *args: P.args, **kwargs: P.kwargs
+    ) -> WorkflowHandle[R]: ...
+
+    @overload
+    @classmethod
+    def start_workflow(cls, func: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> WorkflowHandle[R]: ...
 
     @classmethod
     def start_workflow(cls, func: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> WorkflowHandle[Any]:
@@ -379,6 +410,18 @@ class DBOS:
             return EngineHandle(engine, begun.workflow_id, begun)
         return EngineHandle(engine, begun)
 
+    @overload
+    @classmethod
+    async def start_workflow_async(
+        cls, func: Callable[P, Coroutine[Any, Any, R]], *args: P.args, **kwargs: P.kwargs
+    ) -> WorkflowHandleAsync[R]: ...
+
+    @overload
+    @classmethod
+    async def start_workflow_async(
+        cls, func: Callable[P, R], *args: P.args, **kwargs: P.kwargs
+    ) -> WorkflowHandleAsync[R]: ...
+
     @classmethod
     async def start_workflow_async(
         cls, func: Callable[P, Any], *args: P.args, **kwargs: P.kwargs
@@ -394,9 +437,25 @@ class DBOS:
             return EngineHandleAsync(engine, begun.workflow_id, begun)
         return EngineHandleAsync(engine, begun)
 
+    @overload
+    @classmethod
+    def run_step(
+        cls,
+        dbos_step_options: StepOptions | None,
+        func: Callable[P, Coroutine[Any, Any, R]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> R: ...
+
+    @overload
     @classmethod
     def run_step(
         cls, dbos_step_options: StepOptions | None, func: Callable[P, R], *args: P.args, **kwargs: P.kwargs
+    ) -> R: ...
+
+    @classmethod
+    def run_step(
+        cls, dbos_step_options: StepOptions | None, func: Callable[P, Any], *args: P.args, **kwargs: P.kwargs
     ) -> Any:
         """Call any function as a step of the current workflow; outside of one, just call it.
 
@@ -412,10 +471,26 @@ class DBOS:
         refuse_running_loop("run_step")
         return run_as_step(_find_engine(), dbos_step_options, func, args, kwargs)
 
+    @overload
     @classmethod
-    def run_step_async(
+    async def run_step_async(
+        cls,
+        dbos_step_options: StepOptions | None,
+        func: Callable[P, Coroutine[Any, Any, R]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> R: ...
+
+    @overload
+    @classmethod
+    async def run_step_async(
+        cls, dbos_step_options: StepOptions | None, func: Callable[P, R], *args: P.args, **kwargs: P.kwargs
+    ) -> R: ...
+
+    @classmethod
+    async def run_step_async(
         cls, dbos_step_options: StepOptions | None, func: Callable[P, Any], *args: P.args, **kwargs: P.kwargs
-    ) -> Coroutine[Any, Any, Any]:
+    ) -> Any:
         """Call any function as a step of the current workflow; a synchronous one runs in a thread.
 
         Args:
@@ -433,7 +508,7 @@ class DBOS:
             raise RuntimeError(
                 "run_step_async() was called while an event loop is not running. Use run_step(...) instead."
             ) from error
-        return run_as_step_async(_find_engine(), dbos_step_options, func, args, kwargs)
+        return await run_as_step_async(_find_engine(), dbos_step_options, func, args, kwargs)
 
     # -- operations, in both forms -------------------------------------------------------------------------------------
 
@@ -570,13 +645,17 @@ class DBOS:
     def application_version(cls) -> str:
         """The application version of this process; empty before the launch that computes it."""
         instance = _process.instance
-        return instance._runtime.engine.application_version if instance is not None else ""
+        if instance is None:
+            return os.environ.get("DBOS__APPVERSION", "")
+        return instance._runtime.engine.application_version
 
     @_ClassProperty
     def executor_id(cls) -> str:
         """The executor id of this process."""
         instance = _process.instance
-        return instance._runtime.engine.executor_id if instance is not None else "local"
+        if instance is None:
+            return os.environ.get("DBOS__VMID") or "local"
+        return instance._runtime.engine.executor_id
 
     @_ClassProperty
     def workflow_id(cls) -> str | None:
@@ -638,6 +717,13 @@ class DBOS:
         context = _existing_context()
         context.authenticated_user = authenticated_user
         context.authenticated_roles = authenticated_roles
+
+
+def _checked_roles(roles: list[str], decorator: str) -> list[str]:
+    # A single string is a sequence of strings as well: nobody would ever have the role "a".
+    if isinstance(roles, str) or not isinstance(roles, Iterable):
+        raise DBOSException(f'{roles!r} is not a list of roles. Write @DBOS.{decorator}(["{roles}"]), for example.')
+    return list(roles)
 
 
 def _existing_context() -> Context:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from dbos._error import DBOSWorkflowFunctionNotFoundError
+from dbos._error import DBOSException, DBOSWorkflowFunctionNotFoundError
 from dbos._serialization import WorkflowSerializationFormat
 
 __all__ = [
@@ -54,7 +54,9 @@ class DBOSClassInfo:
 
 @dataclass(slots=True, eq=False)
 class DBOSFuncInfo:
-    """What is known about a decorated function."""
+    """What is known about a decorated function. ``is_operation`` tells workflows, steps and transactions from functions
+    that only require roles.
+    """
 
     class_info: DBOSClassInfo | None = None
     func_type: DBOSFuncType = DBOSFuncType.Unknown
@@ -62,6 +64,8 @@ class DBOSFuncInfo:
     max_recovery_attempts: int | None = DEFAULT_MAX_RECOVERY_ATTEMPTS
     serialization_type: WorkflowSerializationFormat | None = None
     validate_args: ValidateArgs | None = None
+    first_parameter: str | None = None
+    is_operation: bool = False
 
 
 def get_func_info(func: Callable[..., Any]) -> DBOSFuncInfo | None:
@@ -76,12 +80,23 @@ def get_func_info(func: Callable[..., Any]) -> DBOSFuncInfo | None:
 
 
 def get_or_create_func_info(func: Callable[..., Any]) -> DBOSFuncInfo:
-    """The notes on a function, shared by all its wrappers."""
+    """The notes on a function, shared by all its wrappers.
+
+    Raises:
+        DBOSException: it is not callable, or takes no notes (a built-in or bound method).
+    """
+    if not callable(func):
+        raise DBOSException(f"A DBOS decorator was applied to {func!r}, which is not a function.")
     info = get_func_info(func)
     if info is None:
-        info = DBOSFuncInfo()
-    # A staticmethod or classmethod object takes attributes too, and passes its function's on.
-    func.dbos_func_decorator_info = info  # type: ignore[attr-defined]  # functions carry arbitrary attributes
+        info = DBOSFuncInfo(first_parameter=_first_parameter(func))
+    try:
+        func.dbos_func_decorator_info = info  # type: ignore[attr-defined]  # functions carry arbitrary attributes
+    except AttributeError as error:
+        raise DBOSException(
+            f"{func!r} cannot be decorated, because it is built in or bound to an object. "
+            "Decorate a function of your own that calls it, or call it with DBOS.run_step."
+        ) from error
     return info
 
 
@@ -94,12 +109,20 @@ def get_class_info(cls: type) -> DBOSClassInfo | None:
 def get_or_create_class_info(cls: type, class_name: str | None = None) -> DBOSClassInfo:
     """Note a class as registered, and what kind of method each of its decorated functions is.
 
-    A base's registration is not inherited by a class that is decorated itself. Decorating one class twice (with
-    ``dbos_class`` and ``default_required_roles``) keeps the name given first.
+    A base's registration is not inherited by a class that is decorated itself; its default roles are, so that a
+    subclass never requires less by accident. Decorating one class twice (with ``dbos_class`` and
+    ``default_required_roles``) keeps the name given first.
+
+    Raises:
+        DBOSException: it is not a class.
     """
+    if not isinstance(cls, type):
+        raise DBOSException(f"A DBOS class decorator was applied to {cls!r}, which is not a class.")
     info = cls.__dict__.get("dbos_class_decorator_info")
     if not isinstance(info, DBOSClassInfo):
+        base = get_class_info(cls)
         info = DBOSClassInfo(class_name if class_name is not None else cls.__qualname__)
+        info.def_required_roles = base.def_required_roles if base is not None else None
         cls.dbos_class_decorator_info = info  # type: ignore[attr-defined]  # classes carry arbitrary attributes
     for owner in reversed(cls.__mro__[:-1]):
         for attribute in list(owner.__dict__.values()):
@@ -135,7 +158,7 @@ def get_class_info_for_receiver(func: Callable[..., Any], args: Sequence[Any]) -
         return None, None
     receiver = args[0]
     if func_type is DBOSFuncType.Unknown:
-        first = _first_parameter(func)
+        first = info.first_parameter if info is not None else None
         if first == "cls" and isinstance(receiver, type) and get_class_info(receiver) is None:
             raise Exception("Function target appears to be a class, but is not properly registered")
         if first == "self":
@@ -145,6 +168,12 @@ def get_class_info_for_receiver(func: Callable[..., Any], args: Sequence[Any]) -
         class_info = get_class_info(receiver) if isinstance(receiver, type) else None
         if class_info is None:
             raise Exception("Function target appears to be a class, but is not properly registered")
+        if "dbos_class_decorator_info" not in receiver.__dict__:
+            raise Exception(
+                "Function target appears to be a class, but is not properly registered: "
+                f"recovery would find its base {class_info.registered_name} instead of {receiver.__qualname__}. "
+                "Decorate it with @DBOS.dbos_class() as well."
+            )
         return class_info, None
     class_info = get_class_info(type(receiver))
     if class_info is None:
@@ -162,12 +191,18 @@ def _first_parameter(func: Callable[..., Any]) -> str | None:
         return None  # a callable without a signature has no parameter called self either
 
 
-def required_roles_of(info: DBOSFuncInfo, class_info: DBOSClassInfo | None = None) -> list[str]:
-    """The roles a call needs one of: the function's own, else its class' default; empty for none."""
+def required_roles_of(info: DBOSFuncInfo, args: Sequence[Any]) -> list[str]:
+    """The roles that a call with ``args`` needs one of: the function's own, else its class' default; empty for none."""
     if info.required_roles is not None:
         return info.required_roles
-    owner = class_info or info.class_info
-    return (owner.def_required_roles if owner is not None else None) or []
+    owner = info.class_info
+    if owner is None:
+        return []
+    if args and info.func_type is DBOSFuncType.Instance:
+        owner = get_class_info(type(args[0])) or owner  # an inherited method: the receiver's class decides
+    elif args and info.func_type is DBOSFuncType.Class and isinstance(args[0], type):
+        owner = get_class_info(args[0]) or owner
+    return owner.def_required_roles or []
 
 
 def get_dbos_func_name(func: Callable[..., Any]) -> str:

@@ -104,8 +104,10 @@ class Registry(Generic[EngineT]):
         """Make a configured instance findable by its class' registered name and its ``config_name``.
 
         Raises:
-            Exception: another instance has that class and name.
+            Exception: another instance has that class and name, or it has no ``config_name``.
         """
+        if getattr(instance, "config_name", None) is None:
+            raise Exception(f"Instance {instance!r} cannot be registered, because it does not have `config_name` set")
         class_info = get_class_info(type(instance))
         class_name = class_info.registered_name if class_info is not None else type(instance).__qualname__
         key = f"{class_name}/{instance.config_name}"

@@ -3,7 +3,7 @@
 ======================  =======================================================================================
 ``database_url``        an empty database, once for each engine
 ``sqlite_url``          an empty SQLite file (not created yet)
-``postgres_url``        an empty PostgreSQL database: some 15 ms to create, 8 ms to drop
+``postgres_url``        an empty PostgreSQL database: some 10 ms to create, 6 ms to drop
 ``postgres_server``     the run's server: ``url(database)``, ``create_database(template)``, ``drop_database(url)``
 ``migrated_template``   the name of a PostgreSQL database that :func:`prepare_template` filled once in the run
 ``config``              a configuration with a fresh, migrated database, once for each engine
@@ -11,8 +11,8 @@
 ``private_postgres``    a server to stop and crash at will, about a second
 ======================  =======================================================================================
 
-All are plain fixtures: coroutine tests use them as they are. ``DBOS_TEST_POSTGRES_URL`` names a server to use instead of
-starting one; its user must be allowed to create databases.
+All are plain fixtures: coroutine tests use them as they are. ``DBOS_TEST_POSTGRES_URL`` names a server to use instead
+of starting one; its user must be allowed to create databases.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ def sweep(directory: Path) -> None:
 
 
 def stop(pid_file: Path) -> None:
-    # SIGQUIT is PostgreSQL's immediate shutdown: the data is thrown away anyway. The server removes its file last; waiting
-    # for its process instead would also wait for init to reap it. The children of a server that is killed notice it.
+    # SIGQUIT is PostgreSQL's immediate shutdown: the data is thrown away anyway. The server removes its file last;
+    # waiting for its process instead would also wait for init to reap it. A killed server's children notice and end.
     deadline = time.monotonic() + STOP_S
     try:
         pid = int(pid_file.read_text().split("\n", 1)[0])

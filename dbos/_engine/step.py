@@ -81,7 +81,7 @@ def run_step(
         return reveal(replayed(engine, recorded))
     logger.debug("Running step, id: %s, name: %s", function_id, step.name)
     if step.info is not None:
-        context.check_roles(required_roles_of(step.info), step.name)
+        context = context.with_role(required_roles_of(step.info, args), step.name)
     started_ms = engine.clock.now_ms()
     outcome = yield from _attempts(engine, run, context, step, function_id, args, kwargs)
     if isinstance(outcome, Raised) and not isinstance(outcome.error, Exception):

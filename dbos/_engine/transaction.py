@@ -75,7 +75,7 @@ def run_transaction(
         logger.debug("Replaying transaction, id: %s, name: %s", function_id, transaction.name)
         return reveal(replayed(engine, recorded))
     logger.debug("Running transaction, id: %s, name: %s", function_id, transaction.name)
-    context.check_roles(required_roles_of(transaction.info), transaction.name)
+    context = context.with_role(required_roles_of(transaction.info, args), transaction.name)
     attempt = _Attempt(engine, run, context, transaction, function_id, args, kwargs)
     delay_s = FIRST_RETRY_S
     while True:

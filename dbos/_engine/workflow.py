@@ -30,7 +30,7 @@ from dbos._error import (
 )
 from dbos._ids import new_token, new_workflow_id
 from dbos._registrations import get_class_info_for_receiver, required_roles_of
-from dbos._registry import WorkflowFunction
+from dbos._registry import TEMPORARY_PREFIX, WorkflowFunction
 from dbos._sysdb.operations import RecordOutcome, RecordStep, Started, StartWorkflow
 from dbos._sysdb.rows import StatusRow, StepRow
 from dbos._sysdb.wakeups import Signal
@@ -84,6 +84,7 @@ def call_workflow(engine: Engine, function: WorkflowFunction, args: Sequence[Any
     recorded = parent.recorded(result_id, GET_RESULT)
     if recorded is not None:
         parent.recorded(start_id, function.name)
+        _take_assigned_id(context)
         return reveal(replayed(engine, recorded))
     begun = yield from begin(engine, function, args, kwargs, context, start_id)
     outcome = yield from _run_or_await(engine, begun, parent)
@@ -112,6 +113,7 @@ def begin(
     if parent is not None and function_id is not None:
         recorded = parent.recorded(function_id, function.name)
         if recorded is not None:
+            _take_assigned_id(context)  # it was this start's, and must not fall to the next one
             if recorded.error is not None:
                 raise engine.serialization.load_error(recorded.error, recorded.serialization)
             assert recorded.child_workflow_id is not None
@@ -162,7 +164,7 @@ def _describe(
     inputs, serialization = engine.serialization.dump_inputs(
         tuple(stored_args), kwargs, function.info.serialization_type
     )
-    assigned = context.assigned_id.take() if context.assigned_id is not None else None
+    assigned = _take_assigned_id(context)
     if assigned is not None:
         workflow_id = assigned
     elif parent is not None:
@@ -187,7 +189,7 @@ def _describe(
         config_name=config_name,
         authenticated_user=context.authenticated_user,
         assumed_role=context.assumed_role,
-        authenticated_roles=json.dumps(roles) if roles else None,
+        authenticated_roles=json.dumps(roles) if roles is not None else None,
         executor_id=engine.executor_id,
         created_at=now_ms,
         application_version=queue.application_version if queue is not None else engine.application_version,
@@ -221,6 +223,10 @@ def _describe(
         ),
     )
     return start, tuple(args)
+
+
+def _take_assigned_id(context: Context) -> str | None:
+    return context.assigned_id.take() if context.assigned_id is not None else None
 
 
 def _parent_of(context: Context) -> Run | None:
@@ -312,13 +318,13 @@ def execute(engine: Engine, run: Run) -> Flow[Outcome | None]:
 
 
 def _attempt(run: Run) -> Flow[Outcome]:
-    info = run.function.info
-    receiver_class, _ = get_class_info_for_receiver(run.function.func, run.args)
+    function = run.function
+    required = required_roles_of(function.info, run.args)
     try:
-        run.context.check_roles(required_roles_of(info, receiver_class), run.function.name)
+        run.context = run.context.with_role(required, function.name.removeprefix(TEMPORARY_PREFIX))
     except Exception as error:
         return Raised(error)
-    outcome: Outcome = yield Invoke(run.context, run.function.func, run.args, run.kwargs)
+    outcome: Outcome = yield Invoke(run.context, function.func, run.args, run.kwargs)
     return outcome
 
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -12,7 +11,9 @@ import pytest
 from tests.postgres_guard import sweep
 from tests.postgres_server import MAX_SOCKET_PATH_BYTES, Cluster, PostgresServer, Run, external_url
 
-needs_own_server = pytest.mark.skipif(external_url() is not None, reason="DBOS_TEST_POSTGRES_URL replaces our own server")
+needs_own_server = pytest.mark.skipif(
+    external_url() is not None, reason="DBOS_TEST_POSTGRES_URL replaces our own server"
+)
 
 
 def create_table(url: str) -> None:
@@ -115,11 +116,11 @@ def test_a_private_server_recovers_from_a_crash(private_postgres: Cluster) -> No
 
 
 @pytest.fixture
-def long_temporary_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def long_temporary_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     long = tmp_path / ("d" * MAX_SOCKET_PATH_BYTES)
     long.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(long))
-    yield
+    monkeypatch.setattr("tests.postgres_server.MEMORY", tmp_path / "absent")
 
 
 @needs_own_server

@@ -1,0 +1,100 @@
+"""The command line: ``make bench``, or ``make bench ARGS="--quick --only import --database sqlite"``."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import tempfile
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from bench import sides
+from bench.catalogue import DATABASES, IMPORT, NAMES
+from bench.databases import Engine, Postgres, SQLite
+from bench.machine import describe
+from bench.report import conditions, table, write
+from bench.runner import FULL, QUICK, Row, run, say
+
+RESULTS = Path(__file__).parent / "results"
+DEFAULT_DIRECTORY = Path("/var/tmp")  # on a disk, where /tmp is often in memory
+
+
+def main() -> None:
+    options = parse()
+    plan = QUICK if options.quick else FULL
+    if options.repeats:
+        plan = replace(plan, repeats=options.repeats)
+    # A stopped benchmark stops its server as well.
+    signal.signal(signal.SIGTERM, _interrupt)
+    parent = options.directory or (DEFAULT_DIRECTORY if DEFAULT_DIRECTORY.is_dir() else None)
+    ours, peer = sides.ours(), None if options.no_peer else sides.peer()
+    libraries = [ours] if peer is None else [ours, peer]
+    rows: list[Row] = []
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-", dir=parent)))
+        directory.chmod(0o711)  # PostgreSQL may run as somebody else
+        engines = open_engines(stack, directory, options)
+        facts: dict[str, Any] = {
+            "machine": describe(directory),
+            "sides": {side.name: side.versions() for side in libraries},
+            "databases": {},
+            "plan": {"repeats": plan.repeats, "seconds per run": plan.run_s},
+        }
+        if facts["machine"]["file_system"] in ("tmpfs", "ramfs"):
+            say(f"bench: {directory} is in memory, so nothing here is durable; choose --directory", is_news=True)
+        for engine in engines:
+            facts["databases"][engine.name] = settings_of(engine, libraries)
+        try:
+            for measured in run(plan, options.only or NAMES, engines, libraries, sides.floor()):
+                rows += measured
+        except KeyboardInterrupt:
+            say("bench: interrupted; what was measured so far:", is_news=True)
+    say("")
+    print(table(rows))
+    print(f"\n{conditions(facts)}\n")
+    is_whole = not (options.quick or options.only or options.database or peer is None)
+    for path in write(RESULTS, "latest" if is_whole else "partial", rows, facts):
+        print(f"wrote {path.relative_to(RESULTS.parent.parent)}")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure this library, its peer and the floor.")
+    parser.add_argument("--quick", action="store_true", help="short runs, few repeats: to see that it works")
+    parser.add_argument("--only", action="append", choices=NAMES, metavar="NAME", help=f"one of: {', '.join(NAMES)}")
+    parser.add_argument("--database", choices=DATABASES, help="one database instead of both")
+    parser.add_argument("--repeats", type=int, metavar="N", help="measured runs of each side")
+    parser.add_argument("--no-peer", action="store_true", help="without the other library")
+    parser.add_argument("--directory", type=Path, help="where the databases lie; it should be on a local disk")
+    return parser.parse_args()
+
+
+def open_engines(stack: ExitStack, directory: Path, options: argparse.Namespace) -> list[Engine]:
+    if options.only == [IMPORT]:
+        return []
+    engines: list[Engine] = []
+    if options.database != "postgresql":
+        engines.append(SQLite(directory))
+    if options.database != "sqlite":
+        engines.append(stack.enter_context(Postgres(directory)))
+    return engines
+
+
+def settings_of(engine: Engine, libraries: list[sides.Side]) -> dict[str, dict[str, str]]:
+    """What each library leaves a database's settings at."""
+    found = {}
+    for side in libraries:
+        with engine.fresh() as url:
+            side.run({"workload": "sequential-workflows", "url": url, "count": 1, "warm_up": 1})
+            found[side.name] = engine.settings(url)
+    return found
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())
