@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import signal
-import sys
 import tempfile
 from contextlib import ExitStack
 from dataclasses import replace
@@ -61,7 +60,9 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure this library, its peer and the floor.")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description="Measure this library, its peer and the floor."
+    )
     parser.add_argument("--quick", action="store_true", help="short runs, few repeats: to see that it works")
     parser.add_argument("--only", action="append", choices=NAMES, metavar="NAME", help=f"one of: {', '.join(NAMES)}")
     parser.add_argument("--database", choices=DATABASES, help="one database instead of both")
@@ -97,4 +98,4 @@ def _interrupt(number: int, frame: object) -> NoReturn:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

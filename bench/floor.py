@@ -109,9 +109,7 @@ class PostgresHand:
     """
 
     def __init__(self, url: str) -> None:
-        self._connection = psycopg.connect(
-            url, autocommit=True, cursor_factory=psycopg.RawCursor, prepare_threshold=0
-        )
+        self._connection = psycopg.connect(url, autocommit=True, cursor_factory=psycopg.RawCursor, prepare_threshold=0)
         self._connection.execute("SET enable_hashjoin = off")
         self._connection.execute("SET enable_mergejoin = off")
         self._connection.execute("SET plan_cache_mode = force_generic_plan")
@@ -126,11 +124,11 @@ class PostgresHand:
         if ended:
             statements.append((self.UPDATE_OUTCOMES, (*_arrays(ended), now)))
         if len(statements) == 1:
-            self._connection.execute(*statements[0])  # type: ignore[arg-type]  # not a literal string
+            self._connection.execute(*statements[0])
             return
         with self._connection.pipeline():  # one round trip, one transaction
             for statement in statements:
-                self._connection.execute(*statement)  # type: ignore[arg-type]
+                self._connection.execute(*statement)
 
 
 def _arrays(rows: Sequence[tuple[Any, ...]]) -> list[str]:
@@ -156,9 +154,7 @@ def sequential_steps(hand: Hand, count: int) -> None:
 def threaded_steps(hand: Hand, count: int) -> None:
     workflows = [new_workflow() for _ in range(count)]
     for turn in range(count + STEPS + 1):
-        steps = [
-            (workflows[turn - number][0], number) for number in range(1, STEPS + 1) if 0 <= turn - number < count
-        ]
+        steps = [(workflows[turn - number][0], number) for number in range(1, STEPS + 1) if 0 <= turn - number < count]
         ended = turn - STEPS - 1
         hand.commit(workflows[turn : turn + 1], steps, workflows[ended : ended + 1] if ended >= 0 else ())
 

@@ -22,7 +22,9 @@ def table(rows: Sequence[Row]) -> str:
     cells = [COLUMNS, *(_cells(row) for row in rows)]
     widths = [max(len(line[column]) for line in cells) for column in range(len(COLUMNS))]
     lines = [_line(line, widths) for line in cells]
-    rule = "|" + "|".join(f"{'-' * (width + 1)}{':' if column > 2 else '-'}" for column, width in enumerate(widths)) + "|"
+    rule = (
+        "|" + "|".join(f"{'-' * (width + 1)}{':' if column > 2 else '-'}" for column, width in enumerate(widths)) + "|"
+    )
     return "\n".join([lines[0], rule, *lines[1:]])
 
 

@@ -97,7 +97,7 @@ def peer() -> Side | None:
     if not (PEER_VENV / "installed").exists():
         print(f"bench: installing {PEER} into {PEER_VENV.relative_to(PACKAGE.parent)} …", file=sys.stderr)
         venv.create(PEER_VENV, clear=True, with_pip=True)
-        install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", PEER]
+        install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", PEER]
         if subprocess.run(install).returncode != 0:
             print("bench: it could not be installed; measuring without it", file=sys.stderr)
             return None

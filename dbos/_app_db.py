@@ -15,7 +15,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from dbos._dbos_config import Settings, is_sqlite, libpq_conninfo, sqlite_path
+from dbos._database_urls import is_sqlite, libpq_conninfo, sqlite_path
+from dbos._dbos_config import Settings
 from dbos._sys_db import SystemDatabase
 from dbos._sysdb.dialects import prepare_application_database
 from dbos._sysdb.dialects.sqlite import begin_immediate, configure
@@ -25,7 +26,8 @@ from dbos._types import IsolationLevel
 
 __all__ = ["ApplicationDatabase"]
 
-RETRYABLE_SQLSTATES = {"40001", "40P01", "25006", "57P01", "57P02", "57P03"}
+RETRYABLE_SQLSTATES = {"40001", "40P01", "25006", "53300", "57P01", "57P02", "57P03"}
+CONNECTION_EXCEPTION = "08"
 SQLITE_BUSY_CODES = {5, 6}  # SQLITE_BUSY and SQLITE_LOCKED
 
 RECORD_STEP = f"""
@@ -33,9 +35,14 @@ INSERT INTO dbos.operation_outputs ({", ".join(StepRow._fields)})
 SELECT {", ".join(":" + name for name in StepRow._fields)}
 FROM dbos.workflow_status w
 WHERE w.workflow_uuid = :workflow_uuid AND w.run_token = :run_token AND w.status IN ('PENDING', 'CANCELLED')
-  AND EXISTS (SELECT 1 FROM dbos.executor_instances e WHERE e.instance_id = :instance {{key_share}})
+  AND EXISTS (SELECT 1 FROM dbos.executor_instances e WHERE e.instance_id = :instance)
+{{lock}}
 ON CONFLICT DO NOTHING
 """
+
+# A take-over changes the workflow's row, and so waits for this transaction or makes it fail as not serializable. (The
+# instance's row cannot be locked here: a heartbeat during the transaction would make that fail likewise, every time.)
+POSTGRES_LOCK = "FOR SHARE OF w"
 
 FIND_RECORD = """
 SELECT output, error, serialization FROM dbos.transaction_outputs
@@ -56,6 +63,26 @@ WHERE transaction_outputs.start_token <> excluded.start_token OR transaction_out
 """
 
 
+class _UserSession(Session):
+    """What a transaction's function works with: it may do everything but end the transaction.
+
+    A function that committed by itself would have its effect without its record.
+    """
+
+    def commit(self) -> None:
+        self._refuse("commit")
+
+    def rollback(self) -> None:
+        self._refuse("rollback")
+
+    @staticmethod
+    def _refuse(name: str) -> None:
+        raise sa.exc.InvalidRequestError(
+            f"{name}() may not be called in a DBOS transaction: it commits when its function returns, "
+            "and rolls back when it raises. Use begin_nested() for a savepoint."
+        )
+
+
 class ApplicationDatabase:
     """An SQLAlchemy engine for the user's transactions, and the statements that record them."""
 
@@ -70,7 +97,9 @@ class ApplicationDatabase:
         self.is_system_database = _same_database(url, settings.system_database_url)
         self._turn = threading.Lock()
         self.engine = sa.create_engine(_driver_url(url), **settings.application_engine_kwargs)
-        self._prefix = "" if self._is_sqlite else self.engine.dialect.identifier_preparer.quote(settings.system_schema) + "."
+        self._prefix = (
+            "" if self._is_sqlite else self.engine.dialect.identifier_preparer.quote(settings.system_schema) + "."
+        )
         if self._is_sqlite:
             self._prepare_sqlite(settings)
         if not self.is_system_database:
@@ -99,15 +128,14 @@ class ApplicationDatabase:
     @contextmanager
     def transaction(self, isolation_level: IsolationLevel) -> Iterator[Session]:
         """A session in a transaction that commits when the block ends, and rolls back when it raises."""
-        with Session(self.engine) as session, session.begin():
+        with _UserSession(self.engine) as session, session.begin():
             if not self._is_sqlite:
                 session.connection(execution_options={"isolation_level": isolation_level})
             yield session
 
     def record_step(self, session: Session, step: RecordStep, instance_id: str) -> bool:
         """Record the step in the user's transaction on the system database, under the fence; False if refused."""
-        key_share = "" if self._is_sqlite else "FOR KEY SHARE"
-        sql = RECORD_STEP.replace("{key_share}", key_share).replace("dbos.", self._prefix)
+        sql = RECORD_STEP.replace("{lock}", "" if self._is_sqlite else POSTGRES_LOCK).replace("dbos.", self._prefix)
         result = session.execute(sa.text(sql), {**step._asdict(), "instance": instance_id})
         return bool(result.rowcount)  # type: ignore[attr-defined]  # a CursorResult, since this is an INSERT
 
@@ -141,6 +169,8 @@ class ApplicationDatabase:
     @staticmethod
     def is_retryable(error: BaseException) -> bool:
         """Whether a transaction that failed so may succeed when it is run again."""
+        if isinstance(error, sa.exc.TimeoutError):
+            return True  # all connections of the pool are in use
         if not isinstance(error, sa.exc.DBAPIError):
             return False
         if error.connection_invalidated:
@@ -148,7 +178,10 @@ class ApplicationDatabase:
         code = getattr(error.orig, "sqlite_errorcode", None)
         if code is not None:
             return code & 0xFF in SQLITE_BUSY_CODES
-        return getattr(error.orig, "sqlstate", None) in RETRYABLE_SQLSTATES
+        sqlstate = getattr(error.orig, "sqlstate", None)
+        if sqlstate is None:
+            return isinstance(error, sa.exc.OperationalError)  # the server could not be reached at all
+        return sqlstate in RETRYABLE_SQLSTATES or sqlstate.startswith(CONNECTION_EXCEPTION)
 
     def close(self) -> None:
         """Close the pool."""

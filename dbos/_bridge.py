@@ -30,9 +30,7 @@ def refuse_running_loop(name: str) -> None:
         asyncio.get_running_loop()
     except RuntimeError:
         return
-    raise RuntimeError(
-        f"{name}() was called while an event loop is running. Use await {name}_async(...) instead."
-    )
+    raise RuntimeError(f"{name}() was called while an event loop is running. Use await {name}_async(...) instead.")
 
 
 class Bridge:
@@ -41,9 +39,7 @@ class Bridge:
     def __init__(self, find_engine: Callable[[], Engine]) -> None:
         self._find_engine = find_engine
 
-    def blocking(
-        self, operation: Callable[Concatenate[Engine, P], Flow[R]], *, guarded: bool = True
-    ) -> Callable[P, R]:
+    def blocking(self, operation: Callable[Concatenate[Engine, P], Flow[R]], *, guarded: bool = True) -> Callable[P, R]:
         """The blocking form; unless ``guarded`` is False, it raises RuntimeError while an event loop is running."""
 
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -54,9 +50,7 @@ class Bridge:
 
         return _described(call, operation, operation.__name__)
 
-    def awaiting(
-        self, operation: Callable[Concatenate[Engine, P], Flow[R]]
-    ) -> Callable[P, Coroutine[Any, Any, R]]:
+    def awaiting(self, operation: Callable[Concatenate[Engine, P], Flow[R]]) -> Callable[P, Coroutine[Any, Any, R]]:
         """The coroutine form."""
 
         async def call(*args: P.args, **kwargs: P.kwargs) -> R:

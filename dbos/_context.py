@@ -78,7 +78,7 @@ class Context:
     session: Session | None = None
     is_in_transaction: bool = False
     assigned_id: AssignedId | None = None
-    timeout_ms: int | None | Unset = field(default=UNSET)
+    timeout_ms: int | Unset | None = field(default=UNSET)
     authenticated_user: str | None = None
     authenticated_roles: list[str] | None = None
     assumed_role: str | None = None

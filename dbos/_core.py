@@ -12,6 +12,7 @@ import functools
 import inspect
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar, cast
 
 from dbos._context import Context, current_context, install, restore
@@ -117,9 +118,7 @@ def decorate_step(
 
         wrapper = call
     wrapped = _finish(func, wrapper, registered_name, "step")
-    registry.register_workflow(
-        WorkflowFunction(TEMPORARY_PREFIX + registered_name, "step", wrapped, info, is_async)
-    )
+    registry.register_workflow(WorkflowFunction(TEMPORARY_PREFIX + registered_name, "step", wrapped, info, is_async))
     return wrapped
 
 
@@ -232,6 +231,8 @@ def step_policy(options: StepOptions) -> StepPolicy:
         max_attempts=options.get("max_attempts", 3),
         backoff_rate=options.get("backoff_rate", 2.0),
         should_retry=options.get("should_retry"),
+        preemptible=options.get("preemptible", False),
+        timeout_s=options.get("timeout_seconds"),
     )
 
 
@@ -239,13 +240,14 @@ def run_as_step(
     engine: Engine, options: StepOptions | None, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
 ) -> Any:
     """Call a function as a step of the current workflow; outside of one, just call it. A coroutine is waited for."""
-    if inspect.iscoroutinefunction(func):
-        func = _blocking_on_own_loop(engine, func)
+    step = _step_of(options, func)
+    is_async = inspect.iscoroutinefunction(func)
+    step.policy.check(step.name, is_async=is_async)
+    if is_async:
+        step = _blocking_step(engine, step)
     context = current_context()
     if context is None or not context.is_in_workflow_body or context.run is None:
-        return func(*args, **kwargs)
-    step = _step_of(options, func)
-    step.policy.check(step.name, is_async=False)
+        return (_blocking_on_own_loop(engine, func) if is_async else func)(*args, **kwargs)
     return drive(engine, run_step(engine, context.run, context, step, args, kwargs))
 
 
@@ -253,12 +255,16 @@ async def run_as_step_async(
     engine: Engine, options: StepOptions | None, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
 ) -> Any:
     """The same for coroutines; a synchronous function runs in a thread, so that it does not block the loop."""
-    if not inspect.iscoroutinefunction(func):
-        func = _in_thread(func)
+    step = _step_of(options, func)
+    is_async = inspect.iscoroutinefunction(func)
+    # In a thread a function cannot be stopped; its predicate is awaited all the same.
+    step.policy.check(step.name, is_async=is_async or not step.policy.is_limited)
+    if not is_async:
+        step = replace(step, func=_in_thread(func))
     context = current_context()
     if context is None or not context.is_in_workflow_body or context.run is None:
-        return await func(*args, **kwargs)
-    return await drive_async(engine, run_step(engine, context.run, context, _step_of(options, func), args, kwargs))
+        return await step.func(*args, **kwargs)
+    return await drive_async(engine, run_step(engine, context.run, context, step, args, kwargs))
 
 
 def _step_of(options: StepOptions | None, func: Callable[..., Any]) -> StepFunction:
@@ -267,17 +273,37 @@ def _step_of(options: StepOptions | None, func: Callable[..., Any]) -> StepFunct
 
 
 def _blocking_on_own_loop(engine: Engine, func: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(func)
+    @functools.wraps(func, updated=())
     def call(*args: Any, **kwargs: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(func(*args, **kwargs), engine.loops.own()).result()
+        future = asyncio.run_coroutine_threadsafe(func(*args, **kwargs), engine.loops.own())
+        with engine.workers.stepping_aside():  # the coroutine may wait for a workflow that needs this thread's place
+            return future.result()
 
     return call
+
+
+def _blocking_step(engine: Engine, step: StepFunction) -> StepFunction:
+    """A coroutine function as a step of a thread; what has a limit is run on the loop by the driver itself."""
+    policy = step.policy
+    if policy.should_retry is not None and inspect.iscoroutinefunction(policy.should_retry):
+        policy = replace(policy, should_retry=_blocking_on_own_loop(engine, policy.should_retry))
+    if policy.is_limited:
+        return replace(step, policy=policy)
+    return replace(step, func=_blocking_on_own_loop(engine, step.func), policy=policy)
 
 
 def _in_thread(func: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(func, updated=())
     async def call(*args: Any, **kwargs: Any) -> Any:
-        return await asyncio.to_thread(func, *args, **kwargs)
+        value = await asyncio.to_thread(in_thread, args, kwargs)
+        return await value if inspect.isawaitable(value) else value
+
+    def in_thread(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        try:
+            return func(*args, **kwargs)
+        except StopIteration as error:
+            # A future cannot carry it: on Python 3.11 whoever awaits that would wait forever.
+            raise RuntimeError(f"{_qualname(func)} raised StopIteration") from error
 
     return call
 
@@ -288,7 +314,8 @@ def _in_thread(func: Callable[..., Any]) -> Callable[..., Any]:
 def execute_in_background(engine: Engine, run: Run, *, loop: asyncio.AbstractEventLoop | None = None) -> None:
     """Execute a run in a thread, or, if it is a coroutine, on ``loop`` (by default the application's or our own)."""
     if run.function.is_async:
-        engine.loops.spawn(_execute_async(engine, run), loop or engine.loops.background())
+        run.loop = loop or engine.loops.background()
+        engine.loops.spawn(_execute_async(engine, run), run.loop)
     else:
         engine.workers.submit(lambda: _execute(engine, run))
 

@@ -4,6 +4,8 @@ The one DBOS object of a process lives here and nowhere else. Operations are dec
 of :mod:`dbos._operations`, in a blocking and in a coroutine form.
 """
 
+# ruff: noqa: N805 - the first argument of a class property is the class
+
 from __future__ import annotations
 
 import asyncio
@@ -126,9 +128,7 @@ class DBOS:
 
     _runtime: Runtime
 
-    def __new__(
-        cls, *, config: DBOSConfig, conductor_url: str | None = None, conductor_key: str | None = None
-    ) -> DBOS:
+    def __new__(cls, *, config: DBOSConfig, conductor_url: str | None = None, conductor_key: str | None = None) -> DBOS:
         if _process.instance is None:
             settings = process_config(config)
             instance = super().__new__(cls)
@@ -247,6 +247,8 @@ class DBOS:
         max_attempts: int = 3,
         backoff_rate: float = 2.0,
         should_retry: Callable[[Exception], bool | Awaitable[bool]] | None = None,
+        preemptible: bool = False,
+        timeout_seconds: float | None = None,
     ) -> Callable[[F], F]:
         """Make a function a step: within a workflow its result is recorded, and it is not run again once it was.
 
@@ -260,9 +262,14 @@ class DBOS:
             backoff_rate: By what each pause is longer than the one before.
             should_retry: Called with the exception; False has it raised at once. May be a coroutine function for a
                 coroutine step.
+            preemptible: Whether cancelling the workflow cancels the step, which is not recorded then. For coroutine
+                functions only.
+            timeout_seconds: How long each attempt may take; one that takes longer is cancelled and fails with
+                DBOSStepTimeoutError. For coroutine functions only.
 
         Raises:
-            DBOSException: a synchronous step was given a coroutine function as ``should_retry``.
+            DBOSException: a synchronous step was given what only a coroutine function can have, or a timeout is not
+                positive and finite.
         """
         policy = StepPolicy(
             retries_allowed=retries_allowed,
@@ -270,6 +277,8 @@ class DBOS:
             max_attempts=max_attempts,
             backoff_rate=backoff_rate,
             should_retry=should_retry,
+            preemptible=preemptible,
+            timeout_s=timeout_seconds,
         )
 
         def decorate(func: Callable[..., Any]) -> Callable[..., Any]:
@@ -634,7 +643,7 @@ class DBOS:
         runtime = _process.runtime
         if runtime is None:
             raise DBOSException("System database accessed before DBOS was launched")
-        recovered = runtime.leases.recover_now(executor_ids)
+        recovered = runtime.recovery.recover_now(executor_ids)
         return [EngineHandle(runtime.engine, workflow_id) for workflow_id in recovered]
 
     # -- context -------------------------------------------------------------------------------------------------------
@@ -683,10 +692,9 @@ class DBOS:
             AssertionError: it belongs to none.
         """
         context = current_context()
-        assert context is not None and context.session is not None, (
-            "DBOS.sql_session is only available within a transaction"
-        )
-        return context.session
+        session = context.session if context is not None else None
+        assert session is not None, "DBOS.sql_session is only available within a transaction"
+        return session
 
     @_ClassProperty
     def authenticated_user(cls) -> str | None:
@@ -719,7 +727,7 @@ class DBOS:
         context.authenticated_roles = authenticated_roles
 
 
-def _checked_roles(roles: list[str], decorator: str) -> list[str]:
+def _checked_roles(roles: object, decorator: str) -> list[str]:
     # A single string is a sequence of strings as well: nobody would ever have the role "a".
     if isinstance(roles, str) or not isinstance(roles, Iterable):
         raise DBOSException(f'{roles!r} is not a list of roles. Write @DBOS.{decorator}(["{roles}"]), for example.')

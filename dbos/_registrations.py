@@ -26,6 +26,7 @@ __all__ = [
     "get_func_info",
     "get_or_create_class_info",
     "get_or_create_func_info",
+    "needs_receiver",
     "required_roles_of",
 ]
 
@@ -54,8 +55,9 @@ class DBOSClassInfo:
 
 @dataclass(slots=True, eq=False)
 class DBOSFuncInfo:
-    """What is known about a decorated function. ``is_operation`` tells workflows, steps and transactions from functions
-    that only require roles.
+    """What is known about a decorated function.
+
+    ``is_operation`` tells workflows, steps and transactions from functions that only require roles.
     """
 
     class_info: DBOSClassInfo | None = None
@@ -146,7 +148,9 @@ def _classify(func: Any, func_type: DBOSFuncType, class_info: DBOSClassInfo, *, 
         current = getattr(current, "__wrapped__", None)
 
 
-def get_class_info_for_receiver(func: Callable[..., Any], args: Sequence[Any]) -> tuple[DBOSClassInfo | None, str | None]:
+def get_class_info_for_receiver(
+    func: Callable[..., Any], args: Sequence[Any]
+) -> tuple[DBOSClassInfo | None, str | None]:
     """The class and instance that a call is for: ``(class info, config name)``, both None for a plain function.
 
     Raises:
@@ -189,6 +193,13 @@ def _first_parameter(func: Callable[..., Any]) -> str | None:
         return next(iter(inspect.signature(inspect.unwrap(func)).parameters), None)
     except (TypeError, ValueError):
         return None  # a callable without a signature has no parameter called self either
+
+
+def needs_receiver(info: DBOSFuncInfo) -> bool:
+    """Whether a function is called on a class or an instance, as far as can be told before its class is registered."""
+    if info.func_type is DBOSFuncType.Unknown:
+        return info.first_parameter in ("cls", "self")
+    return info.func_type in (DBOSFuncType.Class, DBOSFuncType.Instance)
 
 
 def required_roles_of(info: DBOSFuncInfo, args: Sequence[Any]) -> list[str]:

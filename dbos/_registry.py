@@ -127,11 +127,9 @@ class Registry(Generic[EngineT]):
 
     def application_version(self, library_version: str) -> str:
         """A hash of the source of every registered function: the same code gives the same version, in any order."""
-        sources = []
+        functions = [function.func for function in self.workflows.values() if not function.is_internal]
         try:
-            for function in self.workflows.values():
-                if not function.is_internal:
-                    sources.append(inspect.getsource(inspect.unwrap(function.func)))
+            sources = sorted(inspect.getsource(inspect.unwrap(func)) for func in functions)
         except (OSError, TypeError):
             logger.warning(
                 "The source of a workflow is not available, so the application version is DEFAULT_VERSION. "
@@ -139,6 +137,6 @@ class Registry(Generic[EngineT]):
             )
             return "DEFAULT_VERSION"
         digest = hashlib.md5(usedforsecurity=False)
-        for source in [*sorted(sources), library_version]:
+        for source in [*sources, library_version]:
             digest.update(source.encode())
         return digest.hexdigest()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -12,9 +11,10 @@ from dbos._context import Context
 from dbos._engine.engine import Engine
 from dbos._engine.flow import Commit, Flow, Read
 from dbos._engine.run import Run
-from dbos._error import DBOSRecoveryError, DBOSWorkflowFunctionNotFoundError
+from dbos._engine.workflow import note_cancelled
+from dbos._error import DBOSBaseException, DBOSRecoveryError, DBOSWorkflowFunctionNotFoundError
 from dbos._ids import new_token
-from dbos._registrations import DBOSFuncType
+from dbos._registrations import needs_receiver
 from dbos._registry import WorkflowFunction
 from dbos._sysdb.operations import RecordOutcome, call
 from dbos._sysdb.rows import StatusRow, StepRow
@@ -42,7 +42,7 @@ def resolve(engine: Engine, row: StatusRow) -> tuple[WorkflowFunction, Any]:
                 row.workflow_uuid, f"configured class instance '{key}' is not registered"
             )
         return function, registry.instances[key]
-    if row.class_name is not None and function.info.func_type not in (DBOSFuncType.Static, DBOSFuncType.Unknown):
+    if row.class_name is not None and needs_receiver(function.info):
         if row.class_name not in registry.classes:
             raise DBOSWorkflowFunctionNotFoundError(row.workflow_uuid, f"class '{row.class_name}' is not registered")
         return function, registry.classes[row.class_name]
@@ -55,6 +55,7 @@ def claim_from_queue(engine: Engine, queue_name: str, count: int) -> Flow[list[R
     What this process does not know is left in the queue; what cannot run is finished with an error. Neither stops the
     others.
     """
+    run_token = new_token()
     claim = partial(
         engine.db.workflows.claim,
         queue_name=queue_name,
@@ -62,20 +63,25 @@ def claim_from_queue(engine: Engine, queue_name: str, count: int) -> Flow[list[R
         instance=engine.instance_id,
         executor_id=engine.executor_id,
         application_version=engine.application_version,
-        run_token=new_token(),
-        unknown_targets=sorted(engine.unknown_targets),
+        run_token=run_token,
+        unknown_targets=sorted(engine.unknown_targets.copy()),
         now_ms=engine.db.now_ms(),
     )
-    results = yield Commit((call(claim),))
-    rows: list[StatusRow] = results[0]
-    if not rows:
-        return []
-    histories = yield Read(engine.db.operations.history, ([row.workflow_uuid for row in rows],))
     runs = []
-    for row in rows:
-        run = yield from _open(engine, row, histories[row.workflow_uuid])
-        if run is not None:
-            runs.append(run)
+    with engine.runs.expecting(run_token):
+        results = yield Commit((call(claim),))
+        rows: list[StatusRow] = results[0]
+        if not rows:
+            return []
+        histories = yield Read(engine.db.operations.history, ([row.workflow_uuid for row in rows],))
+        for row in rows:
+            try:
+                run = yield from _open(engine, row, histories[row.workflow_uuid])
+            except (Exception, DBOSBaseException):  # one row must not strand the others; it will be enqueued again
+                logger.exception("Workflow %s was claimed and could not be begun", row.workflow_uuid)
+                continue
+            if run is not None:
+                runs.append(run)
     return runs
 
 
@@ -92,21 +98,23 @@ def claim_by_id(engine: Engine, workflow_id: str) -> Flow[Run | None]:
     resolve(engine, row)
     if engine.runs.get(workflow_id) is not None:
         return None
+    run_token = new_token()
     claim = partial(
         engine.db.workflows.claim_by_id,
         workflow_id=workflow_id,
         instance=engine.instance_id,
         executor_id=engine.executor_id,
         application_version=engine.application_version,
-        run_token=new_token(),
+        run_token=run_token,
         now_ms=engine.db.now_ms(),
     )
-    results = yield Commit((call(claim),))
-    row = results[0]
-    if row is None:
-        return None
-    histories = yield Read(engine.db.operations.history, ([workflow_id],))
-    return (yield from _open(engine, row, histories[workflow_id]))
+    with engine.runs.expecting(run_token):
+        results = yield Commit((call(claim),))
+        row = results[0]
+        if row is None:
+            return None
+        histories = yield Read(engine.db.operations.history, ([workflow_id],))
+        return (yield from _open(engine, row, histories[workflow_id]))
 
 
 def _open(engine: Engine, row: StatusRow, history: dict[int, StepRow]) -> Flow[Run | None]:
@@ -115,10 +123,21 @@ def _open(engine: Engine, row: StatusRow, history: dict[int, StepRow]) -> Flow[R
     try:
         function, receiver = resolve(engine, row)
     except DBOSWorkflowFunctionNotFoundError as error:
-        logger.error("%s It waits in queue %s until that is registered here or elsewhere.", error, row.queue_name)
-        engine.unknown_targets.add(target_key(row.name, row.class_name, row.config_name))
+        target = target_key(row.name, row.class_name, row.config_name)
+        engine.unknown_targets.add(target)
+        try:
+            resolve(engine, row)
+        except DBOSWorkflowFunctionNotFoundError:
+            logger.error("%s. It waits in queue %s until that is registered here or elsewhere.", error, row.queue_name)
+        else:
+            engine.unknown_targets.discard(target)  # it was registered before anybody knew that it was missing
         give_back = call(engine.db.workflows.give_back, row.workflow_uuid, row.run_token, engine.db.now_ms())
         yield Commit((give_back,))
+        return None
+    if row.workflow_deadline_epoch_ms is not None and row.workflow_deadline_epoch_ms <= engine.db.now_ms():
+        # Nothing of it may begin that its deadline would stop.
+        cancel = call(engine.db.workflows.cancel_overdue, [row.workflow_uuid], engine.db.now_ms())
+        yield from note_cancelled(engine, (yield Commit((cancel,)))[0])
         return None
     limit = function.info.max_recovery_attempts
     if limit is not None and row.recovery_attempts > limit + 1:
@@ -141,9 +160,7 @@ def _open(engine: Engine, row: StatusRow, history: dict[int, StepRow]) -> Flow[R
     except Exception as error:
         logger.error("Workflow %s cannot be started from its recorded inputs: %s", row.workflow_uuid, error)
         text, name = engine.serialization.dump_error(error)
-        outcome = RecordOutcome(
-            row.workflow_uuid, row.run_token, "ERROR", None, text, name, engine.db.now_ms()
-        )
+        outcome = RecordOutcome(row.workflow_uuid, row.run_token, "ERROR", None, text, name, engine.db.now_ms())
         yield Commit((outcome,))
         engine.finished(row.workflow_uuid)
         return None

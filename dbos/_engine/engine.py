@@ -15,7 +15,7 @@ from dbos._clock import Clock
 from dbos._dbos_config import Settings
 from dbos._engine.run import Run, Runs
 from dbos._engine.workers import Workers
-from dbos._error import DBOSException
+from dbos._error import DBOSDatabaseUnavailableError, DBOSException
 from dbos._ids import new_instance_id
 from dbos._registry import Registry
 from dbos._serialization import Serialization
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["Engine", "workflow_key"]
 
 logger = logging.getLogger("dbos.engine")
+
+STUCK_LOOP_S = 5.0  # how long closing waits for a workflow that blocks our loop; its thread is left behind then
 
 
 def workflow_key(workflow_id: str) -> str:
@@ -58,6 +60,9 @@ class Engine:
         self.check_lease: Callable[[], None] = lambda: None
         self.is_stopping = threading.Event()
         self._db: SystemDatabase | None = None
+        self._is_closed = False
+        self._is_fork = False
+        self._abandoned: tuple[object, ...] = ()
         self._application_database: ApplicationDatabase | None = None
         self._application_lock = threading.Lock()
 
@@ -66,9 +71,16 @@ class Engine:
         """The open system database.
 
         Raises:
-            DBOSException: it is not open.
+            DBOSException: it was not opened yet, or by the process that this one was forked from.
+            DBOSDatabaseUnavailableError: it was closed.
         """
         if self._db is None:
+            self.check_open()
+            if self._is_fork:
+                raise DBOSException(
+                    "DBOS was launched in the process that this one was forked from, and its connections cannot be "
+                    "shared. Call DBOS.destroy(), then construct and launch DBOS in this process."
+                )
             raise DBOSException("System database accessed before DBOS was launched")
         return self._db
 
@@ -95,28 +107,53 @@ class Engine:
     def open(self, db: SystemDatabase) -> None:
         """Begin to work on a database."""
         self._db = db
+        self._is_closed = False
+
+    def abandon(self) -> None:
+        """Never touch the connections again, not even to close them: this process is a fork, they are its parent's."""
+        self._is_fork = True
+        self._abandoned = (self._db, self._application_database)  # their finalizers would close them
+        self._db, self._application_database = None, None
+        self._application_lock = threading.Lock()  # another thread of the parent may hold the old one
+
+    def check_open(self) -> None:
+        """Refuse to go on after :meth:`close`.
+
+        Raises:
+            DBOSDatabaseUnavailableError: it was called.
+        """
+        if self._is_closed:
+            raise DBOSDatabaseUnavailableError(
+                "DBOS was destroyed. Unfinished workflows stay in the database, and are recovered by the next launch."
+            )
 
     def close(self) -> None:
-        """Disconnect."""
+        """Disconnect; whoever still waits for a workflow's outcome is told so."""
         if self._application_database is not None:
             self._application_database.close()
             self._application_database = None
         if self._db is not None:
-            self._db.close()
-            self._db = None
+            self._is_closed = True
+            db, self._db = self._db, None
+            db.close()
+            db.wakeups.fire(db.wakeups.keys())
 
     def finished(self, workflow_id: str) -> None:
         """A workflow has reached an outcome, durably: wake whoever waits for it, here and elsewhere."""
         self.db.wakeups.fire([workflow_key(workflow_id)])
         self.db.publish(WORKFLOW)
 
-    def cancelled(self, workflow_ids: list[str]) -> None:
-        """Workflows were cancelled, durably: interrupt those that run here and wake whoever waits for them."""
-        for workflow_id in workflow_ids:
-            run = self.runs.get(workflow_id)
-            if run is not None:
-                run.cancel()
-            self.finished(workflow_id)
+    def give_back(self, workflow_id: str, run_token: str) -> None:
+        """Have the dispatcher begin a workflow that was made durable but will not be executed by whoever did so."""
+
+        def give_back() -> None:
+            try:
+                self.db.change(self.db.workflows.give_back, workflow_id, run_token, self.db.now_ms())
+                self.dispatch()
+            except Exception as error:  # in a thread of ours; what is not given back here is reconciled later
+                logger.info("workflow %s was not begun: %s", workflow_id, error)
+
+        self.workers.submit(give_back)
 
 
 class Loops:
@@ -137,9 +174,13 @@ class Loops:
             self._main = None
 
     def background(self) -> asyncio.AbstractEventLoop:
-        """The application's loop if it is running, else our own, started at its first use."""
+        """The application's loop if it is running, else our own, started at its first use.
+
+        Asked for in the application's loop itself, by a synchronous call: our own, because such a caller may go on to
+        block until the workflow has ended.
+        """
         main = self._main
-        if main is not None and main.is_running():
+        if main is not None and main.is_running() and main is not _running_loop():
             return main
         return self.own()
 
@@ -168,25 +209,40 @@ class Loops:
     def spawn(self, coroutine: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> None:
         """Run a coroutine on ``loop`` and keep hold of it: the loop itself would let it be collected."""
 
-        def create() -> None:
+        def create(loop: asyncio.AbstractEventLoop) -> None:
             task = loop.create_task(coroutine)
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
+        if _running_loop() is loop:
+            create(loop)
+            return
         try:
-            running = asyncio.get_running_loop()
-        except RuntimeError:
-            running = None
-        if running is loop:
-            create()
-        else:
-            loop.call_soon_threadsafe(create)
+            loop.call_soon_threadsafe(create, loop)
+        except RuntimeError:  # the application's loop was closed in this very moment
+            own = self.own()
+            own.call_soon_threadsafe(create, own)
 
     def close(self) -> None:
-        """Cancel what runs on our own loop and stop it."""
+        """Cancel what we began on the application's loop, and what runs on our own, and stop that."""
         with self._lock:
-            loop, self._own = self._own, None
-        if loop is not None and self._thread is not None:
-            loop.call_soon_threadsafe(loop.stop)
+            own, self._own = self._own, None
+        current = asyncio.current_task() if _running_loop() is not None else None
+        for task in list(self._tasks):
+            loop = task.get_loop()
+            if loop is not own and task is not current:
+                try:
+                    loop.call_soon_threadsafe(task.cancel)
+                except RuntimeError:
+                    continue  # that loop was closed, and the task with it
+        if own is not None and self._thread is not None:
+            own.call_soon_threadsafe(own.stop)
             if self._thread is not threading.current_thread():
-                self._thread.join()
+                self._thread.join(STUCK_LOOP_S)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

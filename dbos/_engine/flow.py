@@ -2,8 +2,9 @@
 
 A flow is a generator that yields effects and is sent their results, so every rule of the engine is written once. It
 never calls the user's code or waits by itself. Two things the drivers take care of: what the user's code raises is
-*sent* as a value (a bare ``StopIteration`` thrown into a generator would turn into something else), and the context is
-installed around the user's call only (a ``ContextVar`` set inside a suspended generator would leak to its caller).
+*sent* as a value and *returned* as one (a ``StopIteration`` passing through a generator would turn into something
+else), and the context is installed around the user's call only (a ``ContextVar`` set inside a suspended generator would
+leak to its caller).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import inspect
 from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from dbos._context import Context, install, restore
+from dbos._context import Context, current_context, install, restore
 from dbos._error import DBOSBaseException
 from dbos._sysdb.operations import Operation
 from dbos._sysdb.wakeups import Signal
@@ -21,7 +22,21 @@ from dbos._sysdb.wakeups import Signal
 if TYPE_CHECKING:
     from dbos._engine.engine import Engine
 
-__all__ = ["Commit", "Flow", "Invoke", "Pause", "Raised", "Read", "Returned", "drive", "drive_async"]
+__all__ = [
+    "Commit",
+    "Expired",
+    "Flow",
+    "Invoke",
+    "Limit",
+    "Outcome",
+    "Pause",
+    "Raised",
+    "Read",
+    "Returned",
+    "conclude",
+    "drive",
+    "drive_async",
+]
 
 T = TypeVar("T")
 
@@ -32,13 +47,24 @@ class Commit(NamedTuple):
     operations: tuple[Operation, ...]
 
 
+class Limit(NamedTuple):
+    """When to cancel a call of a coroutine function: after a time, or when a signal is set."""
+
+    timeout_s: float | None
+    stop: Signal | None
+
+
 class Invoke(NamedTuple):
-    """Call the user's code in a context; answered with :class:`Returned` or :class:`Raised`."""
+    """Call the user's code in a context; answered with :class:`Returned`, :class:`Raised`, or :class:`Expired`.
+
+    Only coroutine functions can be limited; a thread that drives the flow has them run on the engine's own loop.
+    """
 
     context: Context
     func: Callable[..., Any]
     args: Sequence[Any]
     kwargs: dict[str, Any]
+    limit: Limit | None = None
 
 
 class Read(NamedTuple):
@@ -69,9 +95,26 @@ class Returned(NamedTuple):
 
 
 class Raised(NamedTuple):
-    """The user's code raised something that a workflow can end with."""
+    """The user's code raised something that a workflow can end with.
+
+    A flow that returns one has its driver raise the error.
+    """
 
     error: BaseException
+
+
+class Expired(NamedTuple):
+    """The call reached its limit and was cancelled; ``error`` is what it raised on its way out."""
+
+    error: Exception
+
+
+Outcome = Returned | Raised
+
+
+def conclude(outcome: Outcome) -> Any:
+    """What a flow returns in order to end with an outcome: the value, or what makes the driver raise the error."""
+    return outcome.value if isinstance(outcome, Returned) else outcome
 
 
 def drive(engine: Engine, flow: Flow[T]) -> T:
@@ -80,22 +123,25 @@ def drive(engine: Engine, flow: Flow[T]) -> T:
         effect = flow.send(None)
         while True:
             try:
-                kind = type(effect)
-                if kind is Commit:
-                    answer = engine.db.commit(*effect.operations)  # type: ignore[union-attr]  # kind tells
-                elif kind is Invoke:
-                    answer = _call(effect)  # type: ignore[arg-type]
-                elif kind is Read:
-                    answer = engine.db.read(effect.verb, *effect.arguments)  # type: ignore[union-attr]
+                answer: Any
+                if isinstance(effect, Commit):
+                    _refuse_in_transaction()
+                    answer = engine.db.commit(*effect.operations)
+                elif isinstance(effect, Invoke):
+                    answer = _call(engine, effect)
+                elif isinstance(effect, Read):
+                    answer = engine.db.read(effect.verb, *effect.arguments)
                 else:
-                    answer = _pause(engine, effect)  # type: ignore[arg-type]
+                    answer = _pause(engine, effect)
             except BaseException as error:  # ours, or an interrupt: the flow cleans up or makes something of it
                 effect = flow.throw(error)
             else:
                 effect = flow.send(answer)
     except StopIteration as end:
         result: T = end.value
-        return result
+    if isinstance(result, Raised):
+        raise result.error
+    return result
 
 
 async def drive_async(engine: Engine, flow: Flow[T]) -> T:
@@ -104,45 +150,111 @@ async def drive_async(engine: Engine, flow: Flow[T]) -> T:
         effect = flow.send(None)
         while True:
             try:
-                kind = type(effect)
-                if kind is Commit:
-                    answer = await engine.db.submit(*effect.operations)  # type: ignore[union-attr]  # kind tells
-                elif kind is Invoke:
-                    answer = await _call_async(effect)  # type: ignore[arg-type]
-                elif kind is Read:
-                    answer = await engine.db.read_async(effect.verb, *effect.arguments)  # type: ignore[union-attr]
+                answer: Any
+                if isinstance(effect, Commit):
+                    _refuse_in_transaction()
+                    answer = await engine.db.submit(*effect.operations)
+                elif isinstance(effect, Invoke):
+                    answer = await _call_async(effect)
+                elif isinstance(effect, Read):
+                    answer = await engine.db.read_async(effect.verb, *effect.arguments)
                 else:
-                    answer = await _pause_async(effect)  # type: ignore[arg-type]
+                    answer = await _pause_async(effect)
             except BaseException as error:  # ours, or a cancellation: the flow cleans up or makes something of it
                 effect = flow.throw(error)
             else:
                 effect = flow.send(answer)
     except StopIteration as end:
         result: T = end.value
-        return result
+    if isinstance(result, Raised):
+        raise result.error
+    return result
 
 
-def _call(effect: Invoke) -> Returned | Raised:
+def _refuse_in_transaction() -> None:
+    context = current_context()
+    if context is not None and context.is_in_transaction:
+        # On SQLite this would wait for the very transaction that it is called in.
+        raise Exception("Invalid call to an operation of DBOS inside a transaction: it could not be undone with it")
+
+
+def _call(engine: Engine, effect: Invoke) -> Returned | Raised | Expired:
+    if effect.limit is not None:
+        call = asyncio.run_coroutine_threadsafe(_call_async(effect), engine.loops.own())
+        with engine.workers.stepping_aside():
+            return call.result()
     token = install(effect.context)
     try:
         return Returned(effect.func(*effect.args, **effect.kwargs))
-    except (Exception, DBOSBaseException) as error:
-        return Raised(error)
+    except BaseException as error:
+        return Raised(_caught(error))
     finally:
         restore(token)
 
 
-async def _call_async(effect: Invoke) -> Returned | Raised:
+async def _call_async(effect: Invoke) -> Returned | Raised | Expired:
     token = install(effect.context)
     try:
+        if effect.limit is not None:
+            return await _call_limited(effect, effect.limit)
         value = effect.func(*effect.args, **effect.kwargs)
         if inspect.isawaitable(value):
             value = await value
         return Returned(value)
-    except (Exception, DBOSBaseException) as error:
-        return Raised(error)
+    except BaseException as error:
+        return Raised(_caught(error))
     finally:
         restore(token)
+
+
+async def _call_limited(effect: Invoke, limit: Limit) -> Returned | Expired:
+    loop = asyncio.get_running_loop()
+    is_running = True
+
+    def expire() -> None:
+        if is_running:
+            scope.reschedule(loop.time())
+
+    def stop() -> None:
+        try:
+            loop.call_soon_threadsafe(expire)
+        except RuntimeError:
+            return  # the loop was closed, and the call with it
+
+    scope = asyncio.timeout(limit.timeout_s)
+    try:
+        async with scope:
+            if limit.stop is not None:
+                limit.stop.call(stop)
+            try:
+                # A call that returns after all has its value kept: what it did, it did.
+                return Returned(await effect.func(*effect.args, **effect.kwargs))
+            finally:
+                is_running = False
+    except Exception as error:
+        if scope.expired():
+            return Expired(error)
+        raise
+    finally:
+        if limit.stop is not None:
+            limit.stop.forget(stop)
+
+
+def _caught(error: BaseException) -> BaseException:
+    """What a call ends with; an interrupt of the process or of the task is raised on.
+
+    A task group wraps the signals that stop a workflow, as it does every error; they are found in it.
+    """
+    if isinstance(error, (Exception, DBOSBaseException)):
+        return error
+    if isinstance(error, BaseExceptionGroup):
+        signals, others = error.split(DBOSBaseException)
+        if signals is not None and isinstance(others, Exception | None):
+            leaf: BaseException = signals
+            while isinstance(leaf, BaseExceptionGroup):
+                leaf = leaf.exceptions[0]
+            return leaf
+    raise error
 
 
 def _pause(engine: Engine, effect: Pause) -> bool:
@@ -156,9 +268,13 @@ async def _pause_async(effect: Pause) -> bool:
     loop = asyncio.get_running_loop()
     future = loop.create_future()
 
+    def finish() -> None:
+        if not future.done():
+            future.set_result(None)
+
     def wake() -> None:
         try:
-            loop.call_soon_threadsafe(lambda: future.done() or future.set_result(None))
+            loop.call_soon_threadsafe(finish)
         except RuntimeError:
             return  # the loop was closed: nobody waits on it any more
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from dbos._context import Context
+from dbos._engine.flow import Outcome
 from dbos._error import DBOSUnexpectedStepError, DBOSWorkflowCancelledError, DBOSWorkflowConflictIDError
 from dbos._registry import WorkflowFunction
 from dbos._serialization import WorkflowSerializationFormat
@@ -21,27 +23,29 @@ class Run:
     """The live state of one execution.
 
     ``history`` holds what earlier executions recorded, or None for a run that this process has just created: then
-    nothing needs to be looked up. The counter of function ids is shared by all tasks and contexts of the run.
+    nothing needs to be looked up. The counter of function ids is shared by all tasks and contexts of the run. ``loop``
+    is the event loop that the run is executed on, if it was begun in the background of one. ``outcome`` is what the run
+    ended with, for whoever waits in this process; it stays None if the run parked.
     """
 
     __slots__ = (
         "_interrupts",
         "_is_cancelled",
         "_is_lost",
+        "_numbering",
         "args",
         "context",
         "deadline_ms",
-        "error",
         "finished",
         "format",
         "function",
-        "has_outcome",
         "history",
         "kwargs",
         "last_function_id",
+        "loop",
+        "outcome",
         "run_token",
         "start_token",
-        "value",
         "workflow_id",
     )
 
@@ -70,10 +74,10 @@ class Run:
         self.deadline_ms = deadline_ms
         self.history = history
         self.last_function_id = 0
+        self._numbering = threading.Lock()
+        self.loop: asyncio.AbstractEventLoop | None = None
         self.finished = Signal()
-        self.has_outcome = False
-        self.value: Any = None
-        self.error: BaseException | None = None
+        self.outcome: Outcome | None = None
         self._is_cancelled = False
         self._is_lost = False
         self._interrupts: set[Signal] = set()
@@ -83,8 +87,9 @@ class Run:
 
     def next_function_id(self) -> int:
         """Take the next id; called before the first await of an operation, so that the source order decides."""
-        self.last_function_id += 1
-        return self.last_function_id
+        with self._numbering:  # threads of one workflow (asyncio.to_thread) take ids side by side
+            self.last_function_id += 1
+            return self.last_function_id
 
     def recorded(self, function_id: int, function_name: str) -> StepRow | None:
         """What an earlier execution recorded under this id.
@@ -143,32 +148,32 @@ class Run:
         finally:
             self._interrupts.discard(signal)
 
-    # -- outcome ------------------------------------------------------------------------------------------------------
-
-    def succeed(self, value: Any) -> None:
-        """Keep the returned value for whoever waits in this process."""
-        self.value = value
-        self.has_outcome = True
-
-    def fail(self, error: BaseException) -> None:
-        """Keep the raised error for whoever waits in this process."""
-        self.error = error
-        self.has_outcome = True
-
-    def outcome(self) -> Any:
-        """Return the value or raise the error."""
-        if self.error is not None:
-            raise self.error
-        return self.value
-
 
 class Runs:
     """The executions in this process, by workflow id; a newer one of the same workflow takes the place of an older."""
 
     def __init__(self) -> None:
         self._runs: dict[str, Run] = {}
+        self._expected: set[str] = set()
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
+
+    @contextmanager
+    def expecting(self, run_token: str) -> Iterator[None]:
+        """Announce runs under a token, from before their rows are written until they are entered.
+
+        So that a row which this process owns, and whose run is not here yet, is not taken for one that was lost.
+        """
+        self._expected.add(run_token)
+        try:
+            yield
+        finally:
+            self._expected.discard(run_token)
+
+    def is_accounted(self, workflow_id: str, run_token: str) -> bool:
+        """Whether a row that this process owns has its run here, or will have in a moment."""
+        # In this order: a run is entered before it ceases to be expected.
+        return run_token in self._expected or workflow_id in self._runs
 
     def add(self, run: Run) -> None:
         """Enter a run before anything of it is executed."""

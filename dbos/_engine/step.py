@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from dbos._context import Context
 from dbos._engine.engine import Engine
-from dbos._engine.flow import Flow, Invoke, Pause, Raised, Returned
+from dbos._engine.flow import Expired, Flow, Invoke, Limit, Outcome, Pause, Raised, Returned, conclude
 from dbos._engine.run import Run
-from dbos._engine.workflow import Outcome, commit_step, replayed, reveal
-from dbos._error import DBOSException, DBOSMaxStepRetriesExceeded
+from dbos._engine.workflow import commit_step, replayed
+from dbos._error import DBOSException, DBOSMaxStepRetriesExceeded, DBOSStepTimeoutError
 from dbos._registrations import DBOSFuncInfo, required_roles_of
 from dbos._sysdb.operations import RecordStep
 from dbos._sysdb.wakeups import Signal
@@ -30,8 +32,10 @@ ShouldRetry = Callable[[Exception], bool | Awaitable[bool]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepPolicy:
-    """What to do when a step raises. Intervals are in seconds; attempt ``i`` (from 0) is followed by a pause of
-    ``interval_s * backoff_rate ** i``, at most an hour.
+    """What to do when a step raises, and when to stop it.
+
+    Attempt ``i`` (from 0) is followed by a pause of ``interval_s * backoff_rate ** i`` seconds, at most an hour. Each
+    attempt may take ``timeout_s`` seconds; a preemptible step is stopped when its workflow is cancelled.
     """
 
     retries_allowed: bool = False
@@ -39,13 +43,28 @@ class StepPolicy:
     max_attempts: int = 3
     backoff_rate: float = 2.0
     should_retry: ShouldRetry | None = None
+    preemptible: bool = False
+    timeout_s: float | None = None
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether an attempt may have to be stopped."""
+        return self.preemptible or self.timeout_s is not None
 
     def check(self, name: str, *, is_async: bool) -> None:
         """Refuse what could never work.
 
         Raises:
-            DBOSException: a synchronous step has an asynchronous predicate.
+            DBOSException: a synchronous step has an asynchronous predicate, or should be stopped, which only a
+                coroutine can be; or the time that it may take is none.
         """
+        for option, is_given in (("preemptible", self.preemptible), ("timeout_seconds", self.timeout_s is not None)):
+            if is_given and not is_async:
+                raise DBOSException(f"Step {name} is sync, but {option} is only supported for async steps.")
+        if self.timeout_s is not None and not 0 < self.timeout_s < math.inf:
+            raise DBOSException(
+                f"Step {name} has timeout_seconds={self.timeout_s}, but it must be positive and finite."
+            )
         if self.should_retry is not None and not is_async and inspect.iscoroutinefunction(self.should_retry):
             raise DBOSException(
                 f"Step {name} is sync but should_retry is async. Give a sync step a sync should_retry function."
@@ -78,14 +97,14 @@ def run_step(
     recorded = run.recorded(function_id, step.name)
     if recorded is not None:
         logger.debug("Replaying step, id: %s, name: %s", function_id, step.name)
-        return reveal(replayed(engine, recorded))
+        return conclude(replayed(engine, recorded))
     logger.debug("Running step, id: %s, name: %s", function_id, step.name)
     if step.info is not None:
         context = context.with_role(required_roles_of(step.info, args), step.name)
     started_ms = engine.clock.now_ms()
     outcome = yield from _attempts(engine, run, context, step, function_id, args, kwargs)
     if isinstance(outcome, Raised) and not isinstance(outcome.error, Exception):
-        raise outcome.error  # the run was stopped inside of the step: there is nothing to record
+        return outcome  # the run was stopped inside of the step: there is nothing to record
     record, outcome = encode_step(engine, run, function_id, step.name, outcome, started_ms)
     try:
         existing = yield from commit_step(run, record)
@@ -96,7 +115,7 @@ def run_step(
         outcome = Raised(DBOSException(f"The result of step {step.name} could not be stored: {type(error).__name__}."))
         record, outcome = encode_step(engine, run, function_id, step.name, outcome, started_ms)
         existing = yield from commit_step(run, record)
-    return reveal(outcome if existing is None else replayed(engine, existing))
+    return conclude(outcome if existing is None else replayed(engine, existing))
 
 
 def _attempts(
@@ -114,7 +133,11 @@ def _attempts(
     errors: list[Exception] = []
     for attempt in range(attempts):
         yield from wait_for_lease(engine, run)
-        status = StepStatus(function_id, attempt, attempts) if policy.retries_allowed else StepStatus(function_id, None, None)
+        status = (
+            StepStatus(function_id, attempt, attempts)
+            if policy.retries_allowed
+            else StepStatus(function_id, None, None)
+        )
         inner = Context(
             run=run,
             step_id=function_id,
@@ -123,10 +146,13 @@ def _attempts(
             authenticated_roles=context.authenticated_roles,
             assumed_role=context.assumed_role,
         )
-        outcome: Outcome = yield Invoke(inner, step.func, args, kwargs)
+        outcome = yield from _attempt(run, inner, step, args, kwargs)
         if isinstance(outcome, Returned) or not policy.retries_allowed or not isinstance(outcome.error, Exception):
             return outcome
-        if not (yield from _may_retry(policy, inner, outcome.error)):
+        verdict = yield from _may_retry(policy, inner, outcome.error)
+        if isinstance(verdict, Raised):
+            return verdict
+        if not verdict.value:
             return outcome
         errors.append(outcome.error)
         logger.warning(
@@ -144,17 +170,42 @@ def _attempts(
     return Raised(DBOSMaxStepRetriesExceeded(step.name, attempts, errors))
 
 
-def _may_retry(policy: StepPolicy, context: Context, error: Exception) -> Flow[bool]:
+def _attempt(
+    run: Run, context: Context, step: StepFunction, args: Sequence[Any], kwargs: dict[str, Any]
+) -> Flow[Outcome]:
+    policy = step.policy
+    outcome: Outcome | Expired
+    if not policy.is_limited:
+        outcome = yield Invoke(context, step.func, args, kwargs)
+        return outcome  # type: ignore[return-value]  # what has no limit does not expire
+    stop = Signal()
+    with ExitStack() as stack:
+        if policy.preemptible:
+            stack.enter_context(run.interruptible(stop))
+        outcome = yield Invoke(context, step.func, args, kwargs, Limit(policy.timeout_s, stop))
+    if not isinstance(outcome, Expired):
+        return outcome
+    if policy.preemptible:
+        run.check_interrupted()
+    assert policy.timeout_s is not None
+    timeout = DBOSStepTimeoutError(step.name, policy.timeout_s)
+    timeout.__cause__ = outcome.error
+    return Raised(timeout)
+
+
+def _may_retry(policy: StepPolicy, context: Context, error: Exception) -> Flow[Outcome]:
     if policy.should_retry is None:
-        return True
+        return Returned(True)
     answer: Outcome = yield Invoke(context, policy.should_retry, (error,), {})
-    return bool(reveal(answer))
+    return answer
 
 
 def wait_for_lease(engine: Engine, run: Run) -> Flow[None]:
     """Hold back while this process cannot show that it is alive: another may be about to take over its work."""
-    while engine.clock.monotonic() >= engine.lease_guard:
-        signal = engine.lease_renewed
+    while True:
+        signal = engine.lease_renewed  # before the guard is looked at, or a renewal in between would be missed
+        if engine.clock.monotonic() < engine.lease_guard:
+            return
         waiter = Signal()
         signal.call(waiter.set)
         with run.interruptible(waiter):
@@ -190,5 +241,3 @@ def encode_step(
         run.run_token,
     )
     return record, outcome
-
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import logging
 from collections.abc import Awaitable, Sequence
@@ -21,9 +22,12 @@ __all__ = ["asyncio_wait", "sleep", "sleep_until_recorded"]
 
 logger = logging.getLogger("dbos.timing")
 
+Futures = tuple[set[asyncio.Future[Any]], set[asyncio.Future[Any]]]
+
 SLEEP = "DBOS.sleep"
 ASYNCIO_WAIT = "DBOS.asyncio_wait"
 PORTABLE_JSON = "portable_json"  # wake-up times are written so whatever the application's serializer is
+LONGEST_PAUSE_S = 60.0  # a timer stands still while a computer is suspended, the time to wake up at does not
 
 
 def sleep(engine: Engine, seconds: float) -> Flow[None]:
@@ -49,9 +53,8 @@ def sleep(engine: Engine, seconds: float) -> Flow[None]:
     wake_at_s = yield from sleep_until_recorded(engine, run, function_id, seconds)
     signal = Signal()
     with run.interruptible(signal):
-        remaining_s = wake_at_s - engine.db.now_ms() / 1000
-        if remaining_s > 0:
-            yield Pause(signal, remaining_s)
+        while (remaining_s := wake_at_s - engine.db.now_ms() / 1000) > 0 and not run.is_interrupted:
+            yield Pause(signal, min(remaining_s, LONGEST_PAUSE_S))
     run.check_interrupted()
 
 
@@ -87,20 +90,28 @@ async def asyncio_wait(
     *,
     timeout: float | None = None,
     return_when: str = asyncio.ALL_COMPLETED,
-) -> tuple[set[asyncio.Future[Any]], set[asyncio.Future[Any]]]:
+) -> Futures:
     """``asyncio.wait``, but within a workflow which awaitables were done is recorded, so that replay decides alike."""
     context = current_context()
     if context is None or not context.is_in_workflow_body or engine is None:
-        return await asyncio.wait([asyncio.ensure_future(f) for f in fs], timeout=timeout, return_when=return_when)
+        futures = _futures(fs)
+        done, pending = await asyncio.wait(futures, timeout=timeout, return_when=return_when)
+        return done, pending
     assert context.run is not None
     run = context.run
     function_id = run.next_function_id()
-    run.check_interrupted()
-    futures = [asyncio.ensure_future(f) for f in fs]
-    recorded = run.recorded(function_id, ASYNCIO_WAIT)
+    try:
+        run.check_interrupted()
+        recorded = run.recorded(function_id, ASYNCIO_WAIT)
+    except BaseException:
+        for awaitable in fs:
+            if inspect.iscoroutine(awaitable):
+                awaitable.close()  # nobody else will ever await it
+        raise
+    futures = _futures(fs)
     if recorded is None:
         started_ms = engine.clock.now_ms()
-        done, _ = await asyncio.wait(futures, timeout=timeout, return_when=return_when)
+        done = await _wait(run, futures, timeout, return_when)
         indices = [index for index, future in enumerate(futures) if future in done]
         output, serialization = engine.serialization.dump_value(indices)
         step = RecordStep(
@@ -119,6 +130,37 @@ async def asyncio_wait(
     if recorded is not None:
         indices = engine.serialization.load_value(recorded.output, recorded.serialization)
         if indices:
-            await asyncio.wait([futures[index] for index in indices])
+            await _wait(run, [futures[index] for index in indices], None, asyncio.ALL_COMPLETED)
     chosen = {futures[index] for index in indices}
     return chosen, set(futures) - chosen
+
+
+def _futures(awaitables: Sequence[Awaitable[Any]]) -> list[asyncio.Future[Any]]:
+    return [asyncio.ensure_future(awaitable) for awaitable in awaitables]
+
+
+async def _wait(
+    run: Run, futures: Sequence[asyncio.Future[Any]], timeout_s: float | None, return_when: str
+) -> set[asyncio.Future[Any]]:
+    """``asyncio.wait`` that ends when the run is interrupted."""
+    loop = asyncio.get_running_loop()
+    waiting = asyncio.ensure_future(asyncio.wait(futures, timeout=timeout_s, return_when=return_when))
+
+    def stop() -> None:
+        try:
+            loop.call_soon_threadsafe(waiting.cancel)
+        except RuntimeError:
+            return  # the loop was closed: nobody waits on it any more
+
+    signal = Signal()
+    signal.call(stop)
+    with run.interruptible(signal):
+        try:
+            done, _ = await waiting
+        except asyncio.CancelledError:
+            run.check_interrupted()
+            raise
+        finally:
+            signal.forget(stop)
+            waiting.cancel()  # it has ended, unless this task itself was cancelled
+    return done

@@ -11,12 +11,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy.exc import InvalidRequestError
+
 from dbos._context import Context, install, restore
 from dbos._engine.engine import Engine
-from dbos._engine.flow import Raised, Returned, drive
+from dbos._engine.flow import Outcome, Raised, Returned, drive
 from dbos._engine.run import Run
 from dbos._engine.step import encode_step, wait_for_lease
-from dbos._engine.workflow import Outcome, commit_step, replayed, reveal
+from dbos._engine.workflow import commit_step, replayed, reveal
 from dbos._error import DBOSBaseException, DBOSWorkflowConflictIDError
 from dbos._registrations import DBOSFuncInfo, required_roles_of
 from dbos._sysdb.operations import RecordStep
@@ -85,7 +87,8 @@ def run_transaction(
         except Exception as error:
             if not attempt.is_retryable(error):
                 raise
-            logger.debug("transaction %s will be repeated: %s", transaction.name, type(error).__name__)
+            level = logging.WARNING if delay_s == MAX_RETRY_S else logging.DEBUG
+            logger.log(level, "transaction %s will be repeated: %s", transaction.name, type(error).__name__)
         signal = Signal()
         with run.interruptible(signal):
             signal.wait(delay_s)
@@ -150,11 +153,13 @@ class _Attempt:
         except Exception as error:
             if self._database.is_retryable(error):
                 raise
+            if isinstance(error, InvalidRequestError):
+                logger.error("A transaction commits when its function returns; it may not call commit() or rollback().")
             step, outcome = encode_step(
                 engine, run, self._function_id, self._transaction.name, Raised(error), started_ms
             )
         if self._database.is_system_database and isinstance(outcome, Returned):
-            return outcome.value
+            return outcome.value  # its record was committed with it
         existing = drive(engine, commit_step(run, step))
         return reveal(outcome if existing is None else replayed(engine, existing))
 

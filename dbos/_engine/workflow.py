@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from dbos._context import Context, Unset, current_context
 from dbos._engine.engine import Engine, workflow_key
-from dbos._engine.flow import Commit, Flow, Invoke, Pause, Raised, Read, Returned
+from dbos._engine.flow import Commit, Flow, Invoke, Outcome, Pause, Raised, Read, Returned, conclude
 from dbos._engine.run import Run
 from dbos._error import (
     DBOSAwaitedWorkflowCancelledError,
@@ -23,6 +24,7 @@ from dbos._error import (
     DBOSBaseException,
     DBOSConflictingWorkflowError,
     DBOSDatabaseUnavailableError,
+    DBOSException,
     DBOSNonExistentWorkflowError,
     DBOSWorkflowConflictIDError,
     ExecutorFencedError,
@@ -31,19 +33,19 @@ from dbos._error import (
 from dbos._ids import new_token, new_workflow_id
 from dbos._registrations import get_class_info_for_receiver, required_roles_of
 from dbos._registry import TEMPORARY_PREFIX, WorkflowFunction
-from dbos._sysdb.operations import RecordOutcome, RecordStep, Started, StartWorkflow
+from dbos._sysdb.operations import RecordOutcome, RecordStep, Started, StartWorkflow, call
 from dbos._sysdb.rows import StatusRow, StepRow
 from dbos._sysdb.wakeups import Signal
 
 __all__ = [
     "GET_RESULT",
-    "Outcome",
     "QueueOptions",
     "await_outcome",
     "begin",
     "call_workflow",
     "commit_step",
     "execute",
+    "note_cancelled",
     "record_result",
     "replayed",
     "reveal",
@@ -52,8 +54,7 @@ __all__ = [
 logger = logging.getLogger("dbos.workflow")
 
 GET_RESULT = "DBOS.getResult"
-
-Outcome = Returned | Raised
+REGISTRATION_S = 1.0  # how long to wait for this process' registration before asking again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,19 +78,18 @@ def call_workflow(engine: Engine, function: WorkflowFunction, args: Sequence[Any
     parent = _parent_of(context)
     if parent is None:
         begun = yield from begin(engine, function, args, kwargs, context)
-        outcome = yield from _run_or_await(engine, begun)
-        return reveal(outcome)
+        return conclude((yield from _run_or_await(engine, begun)))
     start_id, result_id = parent.next_function_id(), parent.next_function_id()
     parent.check_interrupted()
     recorded = parent.recorded(result_id, GET_RESULT)
     if recorded is not None:
         parent.recorded(start_id, function.name)
         _take_assigned_id(context)
-        return reveal(replayed(engine, recorded))
+        return conclude(replayed(engine, recorded))
     begun = yield from begin(engine, function, args, kwargs, context, start_id)
     outcome = yield from _run_or_await(engine, begun, parent)
     child_id = begun.workflow_id if isinstance(begun, Run) else begun
-    return reveal((yield from record_result(engine, parent, result_id, child_id, outcome)))
+    return conclude((yield from record_result(engine, parent, result_id, child_id, outcome)))
 
 
 def begin(
@@ -119,25 +119,25 @@ def begin(
             assert recorded.child_workflow_id is not None
             return recorded.child_workflow_id
     start, passed = _describe(engine, function, args, kwargs, context, function_id, queue)
-    results = yield Commit((start,))
-    started: Started = results[0]
-    if started.created:
-        if queue is not None:
-            return start.workflow_uuid
-        run = Run(
-            workflow_id=start.workflow_uuid,
-            run_token=start.run_token,
-            start_token=start.run_token,
-            function=function,
-            args=passed,
-            kwargs=kwargs,
-            context=_inner_context(context),
-            format=engine.serialization.format_for(start.serialization),
-            deadline_ms=start.workflow_deadline_epoch_ms,
-            history=None,
-        )
-        engine.runs.add(run)
-        return run
+    with engine.runs.expecting(start.run_token):
+        started = yield from _commit_start(engine, start)
+        if started.created:
+            if queue is not None:
+                return start.workflow_uuid
+            run = Run(
+                workflow_id=start.workflow_uuid,
+                run_token=start.run_token,
+                start_token=start.run_token,
+                function=function,
+                args=passed,
+                kwargs=kwargs,
+                context=_inner_context(context),
+                format=engine.serialization.format_for(start.serialization),
+                deadline_ms=start.workflow_deadline_epoch_ms,
+                history=None,
+            )
+            engine.runs.add(run)
+            return run
     if started.existing is None:
         assert parent is not None
         yield from _find_out_why(engine, parent)
@@ -146,6 +146,31 @@ def begin(
         if parent is not None and start.parent_step is not None:
             yield from commit_step(parent, start.parent_step)
     return start.workflow_uuid
+
+
+def _commit_start(engine: Engine, start: StartWorkflow) -> Flow[Started]:
+    """Create the row; a process that was declared dead registers anew and tries again, unless a dead run starts it."""
+    while True:
+        renewed = engine.lease_renewed
+        try:
+            results = yield Commit((start,))
+        except ExecutorFencedError:
+            if start.parent_step is not None or start.owner_instance is None:
+                raise
+            engine.check_lease()
+            if start.owner_instance == engine.instance_id:
+                yield Pause(renewed, REGISTRATION_S)
+            start = start._replace(owner_instance=engine.instance_id)
+        except Exception:
+            raise
+        except BaseException:
+            if start.owner_instance is not None:
+                # The caller was interrupted, but the commit was not: only the dispatcher is left to begin it.
+                engine.give_back(start.workflow_uuid, start.run_token)
+            raise
+        else:
+            started: Started = results[0]
+            return started
 
 
 def _describe(
@@ -282,39 +307,72 @@ def _find_out_why(engine: Engine, run: Run) -> Flow[None]:
 
 def _run_or_await(engine: Engine, begun: Run | str, waiter: Run | None = None) -> Flow[Outcome]:
     if isinstance(begun, Run):
-        outcome = yield from execute(engine, begun)
-        if outcome is not None:
-            return outcome
+        yield from execute(engine, begun)
+        if begun.outcome is not None:
+            return begun.outcome
         begun = begun.workflow_id
     return (yield from await_outcome(engine, begun, waiter, must_exist=True))
 
 
-def execute(engine: Engine, run: Run) -> Flow[Outcome | None]:
-    """Execute a run to its end; returns its outcome, or None if it parked."""
+def execute(engine: Engine, run: Run) -> Flow[None]:
+    """Execute a run to its end; it has an outcome then, unless it parked."""
     try:
-        if run.is_interrupted:
-            return None
-        if run.deadline_ms is not None:
-            engine.watch_deadline(run)
+        if run.is_interrupted or (yield from _is_overdue(engine, run)):
+            return
         outcome = yield from _attempt(run)
         if isinstance(outcome, Raised) and isinstance(outcome.error, DBOSBaseException):
             _note_loss(engine, run, outcome.error)
-            return None
-        record, outcome = _encode_outcome(engine, run, outcome)
-        results = yield Commit((record,))
-        if not results[0].is_applied:
-            return None
-        if isinstance(outcome, Returned):
-            run.succeed(outcome.value)
-        else:
-            run.fail(outcome.error)
-        engine.finished(run.workflow_id)
-        return outcome
+            return
+        yield from _finish(engine, run, outcome)
     except ExecutorFencedError as error:
         _note_loss(engine, run, error)
-        return None
     finally:
         engine.runs.remove(run)
+
+
+def _is_overdue(engine: Engine, run: Run) -> Flow[bool]:
+    """Whether the deadline of a run that is about to begin has passed already: then it is cancelled."""
+    if run.deadline_ms is None:
+        return False
+    now_ms = engine.db.now_ms()
+    if run.deadline_ms > now_ms:
+        engine.watch_deadline(run)
+        return False
+    results = yield Commit((call(engine.db.workflows.cancel_overdue, [run.workflow_id], now_ms),))
+    yield from note_cancelled(engine, results[0])
+    return True
+
+
+def _finish(engine: Engine, run: Run, outcome: Outcome) -> Flow[None]:
+    record, outcome = _encode_outcome(engine, run, outcome)
+    try:
+        results = yield Commit((record,))
+    except DBOSDatabaseUnavailableError:
+        raise
+    except Exception as error:
+        # The database refuses this very record (too large, say). It would do so in every execution, so it is the
+        # outcome, and not a reason to begin again.
+        logger.error("the outcome of workflow %s cannot be stored: %s", run.workflow_id, error)
+        refusal = DBOSException(
+            f"The outcome of workflow {run.workflow_id} could not be stored: {type(error).__name__}."
+        )
+        record, outcome = _encode_outcome(engine, run, Raised(refusal))
+        results = yield Commit((record,))
+    if results[0].is_applied:
+        run.outcome = outcome
+        engine.finished(run.workflow_id)
+
+
+def note_cancelled(engine: Engine, workflow_ids: Sequence[str]) -> Flow[None]:
+    """Workflows were cancelled, durably: interrupt those that run here and wake whoever waits for them."""
+    for workflow_id in workflow_ids:
+        run = engine.runs.get(workflow_id)
+        if run is not None:
+            # The workflow may have been resumed meanwhile, and this be its next run.
+            row: StatusRow | None = yield Read(engine.db.workflows.get, (workflow_id,))
+            if row is None or row.status == "CANCELLED" or row.run_token != run.run_token:
+                run.cancel()
+        engine.finished(workflow_id)
 
 
 def _attempt(run: Run) -> Flow[Outcome]:
@@ -369,31 +427,32 @@ def await_outcome(
 
     ``local`` is a run of the workflow in this process. A workflow that does not exist is waited for, unless
     ``must_exist``: then its row was there, and has been deleted.
+
+    Raises:
+        DBOSDatabaseUnavailableError: DBOS was destroyed meanwhile.
     """
     while True:
         signal = Signal()
         local = local or engine.runs.get(workflow_id)
-        with engine.db.wakeups.waiting(workflow_key(workflow_id), signal):
+        with engine.db.wakeups.waiting(workflow_key(workflow_id), signal), ExitStack() as stack:
+            engine.check_open()  # after the signal is in place: closing sets it
             if waiter is not None:
                 waiter.check_interrupted()
+                stack.enter_context(waiter.interruptible(signal))
             if local is not None:
                 local.finished.call(signal.set)
+                stack.callback(local.finished.forget, signal.set)
             else:
                 row: StatusRow | None = yield Read(engine.db.workflows.get, (workflow_id,))
                 if row is None and must_exist:
                     return Raised(DBOSNonExistentWorkflowError("target", workflow_id))
                 if row is not None and row.status not in ("PENDING", "ENQUEUED", "DELAYED"):
                     return decode_outcome(engine, row)
-            if waiter is None:
-                yield Pause(signal, None)
-            else:
-                with waiter.interruptible(signal):
-                    yield Pause(signal, None)
-        if local is not None:
-            local.finished.forget(signal.set)
-            if local.has_outcome:
-                return Returned(local.value) if local.error is None else Raised(local.error)
-            local = None
+            yield Pause(signal, None)
+        if local is not None and local.finished.is_set:
+            if local.outcome is not None:
+                return local.outcome
+            local, must_exist = None, True
 
 
 def decode_outcome(engine: Engine, row: StatusRow) -> Outcome:

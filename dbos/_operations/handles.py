@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Generic, TypeVar
 
 from dbos._engine.engine import Engine
@@ -34,12 +35,28 @@ class EngineHandle(_Handle, Generic[R]):
 
     def get_result(self, *, polling_interval_sec: float = 1.0) -> R:
         """Wait until the workflow ends; return what it returned or raise what it raised."""
+        self._refuse_own_loop()
         result: Any = drive(self._engine, handle_result(self._engine, self.workflow_id, self._run))
         return result  # type: ignore[no-any-return]  # the workflow's return type
 
     def get_status(self) -> WorkflowStatus:
         """The workflow's status now."""
         return drive(self._engine, handle_status(self._engine, self.workflow_id))
+
+    def _refuse_own_loop(self) -> None:
+        """Blocking the very event loop that the workflow runs on would never end."""
+        run = self._run or self._engine.runs.get(self.workflow_id)
+        if run is None or run.loop is None or run.finished.is_set:
+            return
+        try:
+            running = asyncio.get_running_loop()
+        except RuntimeError:
+            return
+        if run.loop is running:
+            raise RuntimeError(
+                f"get_result() would block the event loop that workflow {self.workflow_id} runs on. "
+                "Start it with start_workflow_async(), and await the handle's get_result()."
+            )
 
 
 class EngineHandleAsync(_Handle, Generic[R]):

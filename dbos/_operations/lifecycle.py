@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import logging
+import os
+import threading
+import weakref
 from collections.abc import Sequence
 
 import dbos._telemetry as telemetry
 from dbos._clock import Clock
-from dbos._dbos_config import Settings, mask_url
+from dbos._database_urls import mask_url
+from dbos._dbos_config import Settings
 from dbos._engine.engine import Engine
+from dbos._error import DBOSDatabaseUnavailableError
 from dbos._ids import new_instance_id
 from dbos._registry import Registry
 from dbos._services.deadlines import Deadlines
 from dbos._services.dispatcher import Dispatcher
 from dbos._services.leases import Leases
 from dbos._services.notifier import Notifier
+from dbos._services.recovery import EXECUTOR, Recovery
 from dbos._services.service import Service
 from dbos._sys_db import SystemDatabase
 from dbos._sysdb.wakeups import QUEUE
@@ -25,6 +31,7 @@ __all__ = ["Runtime"]
 logger = logging.getLogger("dbos")
 
 SHUTDOWN_GRACE_S = 2.0  # for steps that are running to be recorded; what they belong to is interrupted at once
+DATABASE_PATIENCE_S = 5.0  # an application that ends does not wait longer for a database that is away
 
 
 class Runtime:
@@ -38,13 +45,9 @@ class Runtime:
         self._dispatcher = Dispatcher(self.engine)
         self._notifier = Notifier(self.engine)
         self._deadlines = Deadlines(self.engine)
-        self._leases: Leases | None = None
-
-    @property
-    def leases(self) -> Leases:
-        """The service that recovers what others left."""
-        assert self._leases is not None
-        return self._leases
+        self._leases = Leases(self.engine)
+        self.recovery = Recovery(self.engine, self._leases)
+        _runtimes.add(self)
 
     def launch(self) -> None:
         """Bring everything up; if that fails, nothing stays up."""
@@ -59,16 +62,15 @@ class Runtime:
         engine.open(SystemDatabase(settings, engine.clock, engine.instance_id, may_migrate=settings.run_migrations))
         try:
             self._register_version()
-            self._leases = Leases(engine)
             self._leases.register()
             self._connect_services()
-            if not self._leases.take_over_once():
+            if not self.recovery.take_over_once():
                 logger.info("No workflows to recover from application version %s", engine.application_version)
             self._report_stranded()
             for service in self._services():
                 service.start()
         except BaseException:
-            engine.close()
+            self._disconnect()
             raise
         engine.registry.is_launched = True
         logger.info("DBOS launched!")
@@ -77,24 +79,25 @@ class Runtime:
         engine = self.engine
         engine.dispatch = self._dispatcher.wake
         engine.watch_deadline = self._deadlines.watch
-        engine.check_lease = self.leases.wake
+        engine.check_lease = self._leases.wake
         engine.workers.on_free = self._dispatcher.wake
-        engine.registry.on_registration = self._retry_unknown_targets
+        engine.registry.on_registration = self._on_registration
         engine.db.listen(self._on_wakeup)
 
     def _services(self) -> Sequence[Service]:
-        return (self._dispatcher, self._notifier, self._deadlines, self.leases)
+        return (self._dispatcher, self._notifier, self._deadlines, self.recovery, self._leases)
 
     def _on_wakeup(self, topic: str | None) -> None:
         if topic is None or topic.startswith(QUEUE):
             self._dispatcher.wake()
-        if topic is None or not topic.startswith(QUEUE):
+        if topic is None or topic == EXECUTOR:
+            self.recovery.wake()
+        if topic is None or not topic.startswith((QUEUE, EXECUTOR)):
             self._notifier.wake()
 
-    def _retry_unknown_targets(self) -> None:
+    def _on_registration(self) -> None:
         if self.engine.unknown_targets:
-            self.engine.unknown_targets.clear()
-            self._dispatcher.wake()
+            self._dispatcher.retry_unknown_targets()
 
     def _register_version(self) -> None:
         engine = self.engine
@@ -124,6 +127,8 @@ class Runtime:
         engine = self.engine
         engine.registry.is_launched = False
         engine.registry.on_registration = lambda: None
+        if not engine.is_open:
+            return  # this process is a fork: everything is its parent's
         self._dispatcher.stop()
         if workflow_completion_timeout_s > 0:
             engine.runs.wait_until_idle(workflow_completion_timeout_s)
@@ -132,10 +137,35 @@ class Runtime:
         engine.runs.wait_until_idle(SHUTDOWN_GRACE_S)
         engine.workers.close()
         engine.loops.close()
-        for service in self._services():
-            service.stop()
-        try:
-            self.leases.leave()
-        finally:
-            engine.close()
+        self._disconnect()
         logger.info("DBOS successfully shut down")
+
+    def _disconnect(self) -> None:
+        engine = self.engine
+        patience = threading.Timer(DATABASE_PATIENCE_S, engine.db.close)
+        patience.daemon = True
+        patience.start()
+        try:
+            for service in self._services():
+                service.stop()
+            self._leases.leave()
+            engine.db.publish(EXECUTOR)
+        except DBOSDatabaseUnavailableError:
+            logger.warning("The database is away: others take over from this executor when its lease has run out.")
+        finally:
+            patience.cancel()
+            patience.join()
+            engine.close()
+
+
+_runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
+
+
+def _abandon_in_child() -> None:
+    for runtime in _runtimes:
+        if runtime.engine.is_open:
+            runtime.engine.abandon()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_abandon_in_child)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dbos._engine.engine import Engine
 from dbos._engine.flow import Commit, Flow, Read
 from dbos._error import DBOSException
+from dbos._operations.recording import refuse_in_transaction
 from dbos._sysdb.operations import call
 from dbos._sysdb.rows import VersionRow
 from dbos._types import VersionInfo
@@ -44,4 +45,5 @@ def set_latest_application_version(engine: Engine, version_name: str) -> Flow[No
     Args:
         version_name: The version's name.
     """
+    refuse_in_transaction("DBOS.setLatestApplicationVersion")
     yield Commit((call(engine.db.versions.set_latest, version_name, engine.db.now_ms()),))

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from dbos._context import Context, current_context
 from dbos._engine.engine import Engine
-from dbos._engine.flow import Commit, Flow, Read
+from dbos._engine.flow import Commit, Flow, Read, conclude
 from dbos._engine.run import Run
-from dbos._engine.workflow import GET_RESULT, await_outcome, begin, record_result, replayed, reveal
+from dbos._engine.workflow import GET_RESULT, await_outcome, begin, note_cancelled, record_result, replayed
 from dbos._error import DBOSNonExistentWorkflowError, DBOSWorkflowFunctionNotFoundError
-from dbos._operations.recording import recorded
+from dbos._operations.recording import recorded, refuse_in_transaction
 from dbos._registrations import get_dbos_func_name
 from dbos._registry import TEMPORARY_PREFIX, WorkflowFunction
 from dbos._sysdb.operations import call
@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 GET_STATUS = "DBOS.getStatus"
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 OneOrMany = str | Sequence[str] | None
 
@@ -79,17 +80,18 @@ def handle_result(engine: Engine, workflow_id: str, local: Run | None) -> Flow[A
 
     ``local`` is its run in this process, if it was started here: its result is the very object that was returned.
     """
+    refuse_in_transaction(GET_RESULT)
     context = current_context()
     if context is None or not context.is_in_workflow_body or context.run is None:
-        return reveal((yield from await_outcome(engine, workflow_id, local=local)))
+        return conclude((yield from await_outcome(engine, workflow_id, local=local)))
     run = context.run
     function_id = run.next_function_id()
     run.check_interrupted()
     row = run.recorded(function_id, GET_RESULT)
     if row is not None:
-        return reveal(replayed(engine, row))
+        return conclude(replayed(engine, row))
     outcome = yield from await_outcome(engine, workflow_id, run, local=local)
-    return reveal((yield from record_result(engine, run, function_id, workflow_id, outcome)))
+    return conclude((yield from record_result(engine, run, function_id, workflow_id, outcome)))
 
 
 def get_result(engine: Engine, workflow_id: str) -> Flow[Any]:
@@ -107,7 +109,7 @@ def get_result(engine: Engine, workflow_id: str) -> Flow[Any]:
     waiter = context.run if context is not None and context.is_in_workflow_body else None
 
     def wait() -> Flow[Any]:
-        return reveal((yield from await_outcome(engine, workflow_id, waiter)))
+        return conclude((yield from await_outcome(engine, workflow_id, waiter)))
 
     return (yield from recorded(engine, GET_RESULT, wait()))
 
@@ -248,7 +250,7 @@ def cancel_workflows(engine: Engine, workflow_ids: Sequence[str]) -> Flow[None]:
 
     def cancel() -> Flow[None]:
         results = yield Commit((call(engine.db.workflows.cancel, list(workflow_ids), engine.db.now_ms()),))
-        engine.cancelled(results[0])
+        yield from note_cancelled(engine, results[0])
 
     yield from recorded(engine, "DBOS.cancelWorkflow", cancel())
 
@@ -277,9 +279,7 @@ def resume_workflows(engine: Engine, workflow_ids: Sequence[str], queue_name: st
 # -- decoding ----------------------------------------------------------------------------------------------------------
 
 
-def to_status(
-    engine: Engine, row: StatusRow, *, load_input: bool = True, load_output: bool = True
-) -> WorkflowStatus:
+def to_status(engine: Engine, row: StatusRow, *, load_input: bool = True, load_output: bool = True) -> WorkflowStatus:
     """A row as users see it; what cannot be decoded is shown as the raw text."""
     serialization = engine.serialization
     outcome_format = row.outcome_serialization or row.serialization
@@ -342,4 +342,7 @@ def _many(value: OneOrMany) -> list[str]:
 
 
 def _epoch_ms(text: str | None) -> int | None:
-    return None if text is None else int(datetime.fromisoformat(text).timestamp() * 1000)
+    if text is None:
+        return None
+    time = datetime.fromisoformat(text).astimezone(UTC)  # without an offset it is local time
+    return (time - EPOCH) // timedelta(milliseconds=1)  # exact, which seconds in a float are not

@@ -7,10 +7,14 @@ import itertools
 import threading
 
 from dbos._engine.engine import Engine
+from dbos._engine.flow import drive
 from dbos._engine.run import Run
+from dbos._engine.workflow import note_cancelled
 from dbos._services.service import Service
 
 __all__ = ["Deadlines"]
+
+MIN_CLEANING = 1024  # so many entries are not worth looking through for runs that have ended
 
 
 class Deadlines(Service):
@@ -24,15 +28,24 @@ class Deadlines(Service):
         self._heap: list[tuple[int, int, Run]] = []
         self._order = itertools.count()
         self._lock = threading.Lock()
+        self._clean_at = MIN_CLEANING
 
     def watch(self, run: Run) -> None:
         """Cancel ``run`` when its deadline passes, unless it has ended by then."""
         assert run.deadline_ms is not None
         with self._lock:
+            if len(self._heap) >= self._clean_at:
+                self._clean()
             heapq.heappush(self._heap, (run.deadline_ms, next(self._order), run))
             is_first = self._heap[0][2] is run
         if is_first:
             self.wake()
+
+    def _clean(self) -> None:
+        # Runs end long before their deadlines, as a rule, and would be held until then.
+        self._heap = [entry for entry in self._heap if not entry[2].finished.is_set]
+        heapq.heapify(self._heap)
+        self._clean_at = max(MIN_CLEANING, 2 * len(self._heap))
 
     def work_once(self) -> float | None:
         """Cancel what is overdue; the next round is due with the next deadline."""
@@ -53,7 +66,8 @@ class Deadlines(Service):
             db = self._engine.db
             ids = [run.workflow_id for run in overdue]
             try:
-                self._engine.cancelled(db.change(db.workflows.cancel_overdue, ids, now_ms))
+                cancelled = db.change(db.workflows.cancel_overdue, ids, now_ms)
+                drive(self._engine, note_cancelled(self._engine, cancelled))
             except Exception:
                 for run in overdue:
                     self.watch(run)  # it stays overdue: the next round tries again

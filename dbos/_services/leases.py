@@ -1,8 +1,6 @@
-"""Being alive, and being seen to be: the lease of this executor instance, and what the dead have left behind.
+"""Being alive, and being seen to be: the lease of this executor instance, and the runs it holds under it.
 
-An instance is dead if it left, if its process is gone, or if its heartbeat counter did not change for a full lease of
-*our* monotonic time while our own heartbeats succeeded: an outage of the database, in which nobody's heartbeat gets
-through, kills nobody.
+What others have left behind is the business of :mod:`dbos._services.recovery`.
 """
 
 from __future__ import annotations
@@ -13,9 +11,8 @@ from collections.abc import Sequence
 from dbos._engine.engine import Engine
 from dbos._engine.run import Run
 from dbos._ids import new_instance_id
-from dbos._services.process import is_gone, own_identity
+from dbos._services.process import own_identity
 from dbos._services.service import Service
-from dbos._sysdb.connection import Connection
 from dbos._sysdb.rows import ExecutorRow
 from dbos._sysdb.wakeups import Signal
 
@@ -28,7 +25,7 @@ GUARD_SHARE = 2 / 3  # after so much of a lease without renewal, no new step beg
 
 
 class Leases(Service):
-    """Renews this instance's lease, and takes over from instances that are dead."""
+    """Renews this instance's lease, and keeps what runs here and what it owns in step."""
 
     name = "leases"
 
@@ -36,43 +33,46 @@ class Leases(Service):
         super().__init__()
         self._engine = engine
         self._lease_s = engine.settings.lease_s
-        self._process = own_identity()
-        self._seen: dict[str, tuple[int, float]] = {}
-        self._unaccounted: set[str] = set()
-        self._last_success = float("-inf")
+        self._unaccounted: dict[str, str] = {}
+        self._alive_since = float("inf")
 
     def work_once(self) -> float | None:
-        """Renew, look after our own runs and after the dead."""
+        """Renew, then look after our own runs."""
         self.renew_once()
         self.reconcile_once()
-        self.take_over_once()
         return self._lease_s / RENEWALS_PER_LEASE
 
     # -- our own lease -----------------------------------------------------------------------------------------------
 
+    @property
+    def alive_since(self) -> float | None:
+        """Since when, in monotonic time, our heartbeats have got through without a gap; None if they do not."""
+        return self._alive_since if self._engine.clock.monotonic() < self._engine.lease_guard else None
+
     def register(self) -> None:
-        """Announce this instance; from now on its writes are fenced by its row."""
+        """Announce this instance; its writes are fenced by its row, and refused until it has one."""
         engine = self._engine
+        process = own_identity()
         now_ms = engine.db.now_ms()
         row = ExecutorRow(
             instance_id=engine.instance_id,
             executor_id=engine.executor_id,
             application_version=engine.application_version,
             application_id=engine.application_id,
-            hostname=self._process.hostname,
-            boot_id=self._process.boot_id,
-            pid_namespace=self._process.pid_namespace,
-            pid=self._process.pid,
-            process_started_at=self._process.started_at,
+            hostname=process.hostname,
+            boot_id=process.boot_id,
+            pid_namespace=process.pid_namespace,
+            pid=process.pid,
+            process_started_at=process.started_at,
             heartbeat=0,
             lease_ms=int(self._lease_s * 1000),
             started_at=now_ms,
             heartbeat_at=now_ms,
         )
         began = engine.clock.monotonic()
-        engine.db.fence(None)
-        engine.db.change(engine.db.executors.register, row)
         engine.db.fence(engine.instance_id)
+        engine.db.change(engine.db.executors.register, row)
+        self._alive_since = engine.clock.monotonic()
         self._extend(began)
 
     def renew_once(self) -> None:
@@ -80,24 +80,27 @@ class Leases(Service):
         engine = self._engine
         began = engine.clock.monotonic()
         if engine.db.change(engine.db.executors.heartbeat, engine.instance_id, engine.db.now_ms()):
+            if self.alive_since is None:  # there was a gap: an outage, or we were paused
+                self._alive_since = engine.clock.monotonic()
             self._extend(began)
             engine.db.synchronize_clock()
             return
+        # The new identity first: whatever starts from now on waits for its row, and is not among the lost.
+        engine.instance_id = new_instance_id()
+        runs = engine.runs.all()
         logger.warning(
             "This executor was declared dead (it was paused, or cut off from the database for longer than its lease "
             "of %s s). Its %s running workflows were taken over; it registers anew.",
             self._lease_s,
-            len(engine.runs.all()),
+            len(runs),
         )
-        for run in engine.runs.all():
+        for run in runs:
             run.lose()
-        engine.instance_id = new_instance_id()
         self.register()
 
     def _extend(self, began: float) -> None:
         # Counted from before the write, because the lease is counted from its commit.
         self._engine.lease_guard = began + self._lease_s * GUARD_SHARE
-        self._last_success = began
         renewed, self._engine.lease_renewed = self._engine.lease_renewed, Signal()
         renewed.set()
 
@@ -112,7 +115,7 @@ class Leases(Service):
         """Compare what runs here with what the database says we own, and mend the difference.
 
         A run that we do not own any more was cancelled or taken over. A workflow that we own but do not run was lost
-        between claim and start; it goes back to its queue if it is still so a round later.
+        between claim and start, or its run was interrupted; it goes back to its queue if it is still so a round later.
         """
         engine = self._engine
         runs: dict[str, Run] = {run.workflow_id: run for run in engine.runs.all()}
@@ -120,13 +123,29 @@ class Leases(Service):
         for workflow_id, run in runs.items():
             if owned.get(workflow_id) != run.run_token and not run.finished.is_set:
                 self._stop(run)
-        missing = {workflow_id for workflow_id in owned if engine.runs.get(workflow_id) is None}
-        lost = sorted(missing & self._unaccounted)
+        missing = self._unaccounted_of(owned)
+        lost = [workflow_id for workflow_id, token in missing.items() if self._unaccounted.get(workflow_id) == token]
         self._unaccounted = missing
-        if lost:
-            logger.warning("%s workflows were claimed but never begun; they are enqueued again", len(lost))
-            engine.db.change(engine.db.workflows.reclaim_own, engine.instance_id, lost, engine.db.now_ms())
-            engine.dispatch()
+        self.release(lost)
+
+    def release(self, workflow_ids: Sequence[str] | None = None) -> list[str]:
+        """Enqueue what we own and do not run, or those of it that are named; returns the ids."""
+        engine = self._engine
+        if workflow_ids is not None and not workflow_ids:
+            return []
+        idle = self._unaccounted_of(engine.db.read(engine.db.workflows.running, engine.instance_id))
+        if workflow_ids is not None:
+            idle = {workflow_id: idle[workflow_id] for workflow_id in workflow_ids if workflow_id in idle}
+        if not idle:
+            return []
+        released = engine.db.change(engine.db.workflows.reclaim_own, engine.instance_id, idle, engine.db.now_ms())
+        logger.warning("%s workflows are owned by this executor and do not run; they are enqueued again", len(released))
+        engine.dispatch()
+        return released
+
+    def _unaccounted_of(self, owned: dict[str, str]) -> dict[str, str]:
+        is_accounted = self._engine.runs.is_accounted
+        return {workflow_id: token for workflow_id, token in owned.items() if not is_accounted(workflow_id, token)}
 
     def _stop(self, run: Run) -> None:
         row = self._engine.db.read(self._engine.db.workflows.get, run.workflow_id)
@@ -135,52 +154,3 @@ class Leases(Service):
                 run.cancel()
             return  # it has just ended, or just begun
         run.lose()
-
-    # -- others ------------------------------------------------------------------------------------------------------
-
-    def take_over_once(self) -> list[str]:
-        """Take over what dead instances of our application version have left; returns the ids of the workflows."""
-        engine = self._engine
-        dead = [executor.instance_id for executor in self._others() if self._is_dead(executor)]
-        version, now_ms = engine.application_version, engine.db.now_ms()
-
-        def take_over(connection: Connection) -> list[str]:
-            engine.db.executors.remove(connection, dead)
-            return engine.db.workflows.reclaim(connection, version, now_ms)
-
-        if not dead and not engine.db.read(engine.db.workflows.has_orphans, version):
-            return []
-        taken = engine.db.change(take_over)
-        if taken:
-            logger.info("Recovering %s workflows from application version %s", len(taken), version)
-            engine.dispatch()
-        return taken
-
-    def recover_now(self, executor_ids: Sequence[str]) -> list[str]:
-        """Recover at once what is not running: ours, if it is named, and whatever nobody alive owns."""
-        engine = self._engine
-        recovered = self.take_over_once()
-        if engine.executor_id in executor_ids:
-            owned = engine.db.read(engine.db.workflows.running, engine.instance_id)
-            idle = [workflow_id for workflow_id in owned if engine.runs.get(workflow_id) is None]
-            if idle:
-                now_ms = engine.db.now_ms()
-                recovered += engine.db.change(engine.db.workflows.reclaim_own, engine.instance_id, idle, now_ms)
-                engine.dispatch()
-        return recovered
-
-    def _others(self) -> list[ExecutorRow]:
-        db = self._engine.db
-        return [row for row in db.read(db.executors.list) if row.instance_id != self._engine.instance_id]
-
-    def _is_dead(self, executor: ExecutorRow) -> bool:
-        if is_gone(executor, self._process):
-            return True
-        now = self._engine.clock.monotonic()
-        heartbeat, since = self._seen.get(executor.instance_id, (-1, now))
-        if heartbeat != executor.heartbeat:
-            self._seen[executor.instance_id] = (executor.heartbeat, now)
-            return False
-        lease_s = executor.lease_ms / 1000
-        # Only time in which our own heartbeats got through counts against others.
-        return now - since >= lease_s and self._last_success - since >= lease_s * GUARD_SHARE

@@ -30,7 +30,7 @@ class Notifier(Service):
         """Wake whoever waits for a workflow that has an outcome."""
         db = self._engine.db
         prefix = WORKFLOW + ":"
-        ids = [key.removeprefix(prefix) for key in db.wakeups.keys() if key.startswith(prefix)]
+        ids = [key.removeprefix(prefix) for key in list(db.wakeups.keys()) if key.startswith(prefix)]
         for begin in range(0, len(ids), MAX_IDS):
             finished = db.read(db.workflows.settled, ids[begin : begin + MAX_IDS])
             db.wakeups.fire(prefix + workflow_id for workflow_id in finished)

@@ -20,15 +20,24 @@ class Unit:
 
     __slots__ = ("error", "is_settled", "operations", "results", "size")
 
+    #: Whether a thread waits for it that can be asked to lead.
+    can_lead = False
+    #: Whether it is a turn without commits, see ``Committer.exclusive``.
+    is_exclusive = False
+
     def __init__(self, operations: Sequence[Operation]) -> None:
         self.operations = operations
-        self.size = sum(operation.size for operation in operations)
+        self.size = 0
+        for operation in operations:
+            self.size += operation.size
         self.results: Sequence[Any] = ()
         self.error: BaseException | None = None
         self.is_settled = False
 
     def settle(self, results: Sequence[Any] = (), error: BaseException | None = None) -> None:
-        """Keep the outcome; nobody is woken yet."""
+        """Keep the outcome; nobody is woken yet. A second outcome changes nothing: the first may be in use."""
+        if self.is_settled:
+            return
         self.results, self.error = results, error
         self.is_settled = True
 
@@ -70,7 +79,7 @@ class FutureUnit(Unit):
 
     def resolve(self) -> None:
         """Answer the awaiting coroutine. Runs on its loop; it may have been cancelled meanwhile."""
-        if self.future.done():
+        if self.future.done() or not self.is_settled:
             return
         if self.error is not None:
             self.future.set_exception(self.error)

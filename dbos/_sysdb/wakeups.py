@@ -18,38 +18,49 @@ QUEUE = "queue"  # something can be claimed
 
 
 class Signal:
-    """Set once, by anybody; waited for by a thread, or by a callback that a coroutine's future hangs on."""
+    """Set once, by anybody; waited for by a thread, or by a callback that a coroutine's future hangs on.
 
-    __slots__ = ("_callbacks", "_event", "_lock")
+    Built on a bare lock: an interrupt of the main thread within ``threading.Event.wait`` can leave the event's own lock
+    held, and then whoever sets it waits for ever.
+    """
+
+    __slots__ = ("_callbacks", "_gate", "_is_set", "_lock")
 
     def __init__(self) -> None:
-        self._event = threading.Event()
+        self._is_set = False
+        self._gate = threading.Lock()  # held until set; then whoever passes leaves it open for the next
+        self._gate.acquire()
         self._lock = threading.Lock()
         self._callbacks: list[Callable[[], None]] = []
 
     @property
     def is_set(self) -> bool:
         """Whether it was set."""
-        return self._event.is_set()
+        return self._is_set
 
     def set(self) -> None:
         """Wake whoever waits, now or later."""
         with self._lock:
-            if self._event.is_set():
-                return
-            self._event.set()
+            if not self._is_set:
+                self._is_set = True
+                self._gate.release()
             callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
             callback()
 
     def wait(self, timeout_s: float | None) -> bool:
         """Block until set or ``timeout_s`` have passed; returns whether it was set."""
-        return self._event.wait(timeout_s)
+        if self._is_set:
+            return True
+        timeout_s = -1 if timeout_s is None else min(max(timeout_s, 0), threading.TIMEOUT_MAX)
+        if self._gate.acquire(timeout=timeout_s):
+            self._gate.release()
+        return self._is_set
 
     def call(self, callback: Callable[[], None]) -> None:
         """Call ``callback`` once set, at once if it is already; in the thread that sets it."""
         with self._lock:
-            if not self._event.is_set():
+            if not self._is_set:
                 self._callbacks.append(callback)
                 return
         callback()

@@ -47,9 +47,7 @@ MODULES = sa.Table(
 class Census(DBOSConfiguredInstance):
     """Counts one part of the library: the files it ``includes``, by measures of its own."""
 
-    def __init__(
-        self, name: str, *, includes: Callable[[str], bool], measures: dict[str, source.Measure]
-    ) -> None:
+    def __init__(self, name: str, *, includes: Callable[[str], bool], measures: dict[str, source.Measure]) -> None:
         super().__init__(config_name=name)
         self.includes = includes
         self.measures = measures

@@ -6,13 +6,16 @@ import ast
 import hashlib
 import os
 import sysconfig
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 __all__ = [
     "ROOT",
     "Facts",
     "Measure",
+    "Row",
     "count_assertions",
     "count_classes",
     "count_functions",
@@ -26,10 +29,24 @@ __all__ = [
 ROOT = Path(sysconfig.get_path("stdlib"))
 
 INSTALLED = {"__pycache__", "site-packages", "dist-packages"}  # below the root, but not of the standard library
-TOOLING = {"distutils", "ensurepip", "idlelib", "lib2to3", "pydoc_data", "test", "tests", "turtledemo", "unittest", "venv"}
+TOOLING = {
+    "distutils",
+    "ensurepip",
+    "idlelib",
+    "lib2to3",
+    "pydoc_data",
+    "test",
+    "tests",
+    "turtledemo",
+    "unittest",
+    "venv",
+}
 BLOCKS = ("body", "orelse", "finalbody", "handlers", "cases")  # where a statement keeps the statements within it
 
+warnings.simplefilter("ignore", SyntaxWarning)  # what others have written is theirs to mend
+
 Facts = dict[str, str | int | None]
+Row = tuple[Any, ...]  # of the user's table, in the order of its columns
 Statements = Sequence[tuple[ast.AST, int]]
 Measure = Callable[[Statements], int]
 
@@ -84,7 +101,7 @@ def iter_statements(tree: ast.Module) -> Iterator[tuple[ast.AST, int]]:
 
 
 def _is_clause(parent: ast.AST, block: str) -> bool:
-    """Whether a block holds further clauses of its statement (``except``, ``case``, ``elif``), no deeper than itself."""
+    """Whether a block holds clauses of the statement (``except``, ``case``, ``elif``), which are no deeper than it."""
     is_elif = block == "orelse" and isinstance(parent, ast.If) and [type(child) for child in parent.orelse] == [ast.If]
     return is_elif or block in ("handlers", "cases")
 

@@ -17,6 +17,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -27,7 +28,7 @@ __all__ = ["Application", "Effect", "Record", "Stage", "until"]
 T = TypeVar("T")
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 60.0  # a test that waits longer has failed; none waits longer than it must
+PATIENCE_S = 100.0  # a test that waits longer has failed; none waits longer than it must
 POLL_S = 0.005
 
 
@@ -46,6 +47,7 @@ class Effect(NamedTuple):
 
     process: int
     workflow_id: str
+    function_id: int
     instant: str
 
 
@@ -154,6 +156,15 @@ class Application:
         assert held is not None
         return held
 
+    def has_done(self, count: int) -> None:
+        """Wait until it has come to so many instants, or has nothing more to do."""
+
+        def is_done() -> bool:
+            done = sum(effect.process == self.pid for effect in self._stage.effects())
+            return done >= count or not self._stage.rows("SELECT 1 FROM dbos.workflow_status WHERE status <> 'SUCCESS'")
+
+        until(is_done, f"{count} instants")
+
     def kill(self) -> None:
         """kill -9."""
         self._process.kill()
@@ -190,13 +201,15 @@ class Application:
 class Stage:
     """A database, an effect log, and the processes that come and go."""
 
-    def __init__(self, directory: Path, url: str) -> None:
+    def __init__(self, directory: Path, url: str, application_url: str) -> None:
         self.url = url
+        self.application_url = application_url
         self.log = directory / "effects"
         self._directory = directory
         self._applications: list[Application] = []
         self.log.touch()
-        self.execute("CREATE TABLE ledger (workflow_id TEXT, n INTEGER)")
+        self.gate = directory / "gate"  # created by a test that lets a step pass
+        _execute(application_url, "CREATE TABLE ledger (workflow_id TEXT, n INTEGER)")
 
     def launch(
         self, *, hold: Sequence[str] = (), without: Sequence[str] = (), wait: bool = True, **config: Any
@@ -209,7 +222,7 @@ class Stage:
             "config": {
                 "name": "shop",
                 "system_database_url": self.url,
-                "application_database_url": self.url,
+                "application_database_url": self.application_url,
                 "application_version": "one",
                 **config,
             },
@@ -227,32 +240,35 @@ class Stage:
 
     def effects(self) -> list[Effect]:
         """The effect log; a line that is being written is left out."""
-        lines = self.log.read_text().split("\n")[:-1]
-        return [Effect(int(pid), workflow_id, instant) for pid, workflow_id, instant in (line.split(" ") for line in lines)]
+        effects = []
+        for line in self.log.read_text().split("\n")[:-1]:
+            process, workflow_id, function_id, instant = line.split(" ")
+            effects.append(Effect(int(process), workflow_id, int(function_id), instant))
+        return effects
 
     def count(self, instant: str, workflow_id: str | None = None) -> int:
         """How often an instant came."""
-        return sum(
-            effect.instant == instant and workflow_id in (None, effect.workflow_id) for effect in self.effects()
-        )
+        return sum(effect.instant == instant and workflow_id in (None, effect.workflow_id) for effect in self.effects())
 
-    def begun(self) -> Counter[tuple[str, str]]:
-        """How often each step of each workflow began."""
+    def begun(self) -> Counter[tuple[str, int]]:
+        """How often the body of each step began, by workflow and function id."""
         return Counter(
-            (effect.workflow_id, effect.instant.removesuffix(":begin"))
+            (effect.workflow_id, effect.function_id)
             for effect in self.effects()
-            if effect.instant.endswith(":begin")
+            if effect.function_id and effect.instant.endswith(":begin") and not effect.instant.startswith("holding:")
         )
 
     def rows(self, sql: str) -> list[tuple[Any, ...]]:
         """Ask the database; ``dbos.`` before a system table becomes what it takes."""
-        with self._connection() as connection:
-            return connection.execute(self._rendered(sql)).fetchall()
+        return _execute(self.url, sql)
 
     def execute(self, sql: str) -> None:
         """Change the database behind everybody's back."""
-        with self._connection() as connection:
-            connection.execute(self._rendered(sql))
+        _execute(self.url, sql)
+
+    def application_rows(self, sql: str) -> list[tuple[Any, ...]]:
+        """Ask the application database."""
+        return _execute(self.application_url, sql)
 
     def records(self) -> set[Record]:
         """Everything that is recorded."""
@@ -275,32 +291,25 @@ class Stage:
     @property
     def path(self) -> Path:
         """The file of an SQLite database."""
-        return Path(self.url.removeprefix("sqlite:///"))
-
-    def _rendered(self, sql: str) -> str:
-        return sql.replace("dbos.", "") if self.is_sqlite else sql
-
-    def _connection(self) -> Any:
-        if self.is_sqlite:
-            return _sqlite(self.path)
-        return psycopg.connect(self.url, autocommit=True)
+        return _path(self.url)
 
 
-class _sqlite:
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> sqlite3.Connection:
-        self._connection = sqlite3.connect(self._path, timeout=PATIENCE_S, isolation_level=None)
-        return self._connection
-
-    def __exit__(self, *_: object) -> None:
-        self._connection.close()
+def _execute(url: str, sql: str) -> list[tuple[Any, ...]]:
+    if url.startswith("sqlite"):
+        with closing(sqlite3.connect(_path(url), timeout=PATIENCE_S, isolation_level=None)) as connection:
+            return connection.execute(sql.replace("dbos.", "")).fetchall()
+    with psycopg.connect(url, autocommit=True) as postgres:
+        cursor = postgres.execute(sql.encode())
+        return cursor.fetchall() if cursor.description else []
 
 
-def stages(directory: Path, url: str) -> Iterator[Stage]:
-    """A stage for a fixture."""
-    stage = Stage(directory, url)
+def _path(url: str) -> Path:
+    return Path(url.removeprefix("sqlite:///"))
+
+
+def stages(directory: Path, url: str, application_url: str | None = None) -> Iterator[Stage]:
+    """A stage for a fixture; without ``application_url`` the system database is the application database too."""
+    stage = Stage(directory, url, application_url or url)
     try:
         yield stage
     finally:

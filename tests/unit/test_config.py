@@ -9,17 +9,8 @@ import pytest
 import sqlalchemy
 from sqlalchemy.pool import NullPool
 
-from dbos._dbos_config import (
-    _TYPES,
-    DBOSConfig,
-    Settings,
-    engine_kwargs_for,
-    libpq_conninfo,
-    mask_url,
-    process_config,
-    resolve_database_urls,
-    sqlite_path,
-)
+from dbos._database_urls import engine_kwargs_for, libpq_conninfo, mask_url, resolve_database_urls, sqlite_path
+from dbos._dbos_config import _TYPES, DBOSConfig, Settings, process_config
 from dbos._error import DBOSInitializationError
 from dbos._serialization import Serializer
 

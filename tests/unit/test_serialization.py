@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, get_type_hints
 
 import pytest
 from hypothesis import example, given, settings
@@ -372,6 +372,20 @@ def test_a_pickle_of_something_that_is_gone_says_what() -> None:
 def test_an_unknown_format_is_not_available() -> None:
     with pytest.raises(TypeError, match=r"^Serialization custom_json is not available$"):
         plain.load_value("{}", "custom_json")
+
+
+@pytest.mark.parametrize("kind", [PortableWorkflowError, WorkflowSerializationFormat, PickleSerializer, Serialization])
+def test_a_pickle_names_the_package_of_our_classes_and_not_a_file_in_it(kind: type) -> None:
+    text, name = plain.dump_value(kind)
+
+    assert pickle.dumps(kind, protocol=0).startswith(f"cdbos._serialization\n{kind.__name__}\n".encode())
+    assert plain.load_value(text, name) is kind
+
+
+def test_the_annotations_of_a_portable_error_can_be_resolved() -> None:
+    hints = get_type_hints(PortableWorkflowError)
+
+    assert hints == {"message": str, "name": str, "code": int | str | None, "data": Any}
 
 
 def test_a_screen_shows_json_and_never_unpickles() -> None:

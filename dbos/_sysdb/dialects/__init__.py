@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dbos._dbos_config import Settings, is_sqlite, libpq_conninfo, sqlite_path
+from dbos._database_urls import is_sqlite, libpq_conninfo, sqlite_path
+from dbos._dbos_config import Settings
 from dbos._sysdb.dialects.base import Dialect
 
 __all__ = ["open_dialect", "prepare_application_database"]

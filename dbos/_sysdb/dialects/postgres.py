@@ -55,7 +55,7 @@ def _unnest(fields: Sequence[str], types: dict[str, str]) -> str:
     return f"SELECT * FROM unnest({arrays}) AS rows ({', '.join(fields)})"
 
 
-_HELD = "SELECT 1 AS held FROM dbos.executor_instances WHERE instance_id = :instance FOR KEY SHARE"
+_HELD = "SELECT instance_id FROM dbos.executor_instances WHERE instance_id = :instance FOR KEY SHARE"
 _START_FIELDS = (*START_COLUMNS, "parent_run_token")
 _START_TYPES = dict.fromkeys(
     (
@@ -77,7 +77,7 @@ held AS ({_HELD})
 INSERT INTO dbos.workflow_status ({", ".join(START_COLUMNS)}, updated_at, owner_xid)
 SELECT {", ".join("i." + name for name in START_COLUMNS)}, i.created_at, i.run_token
 FROM input i
-WHERE (i.owner_instance IS NULL OR EXISTS (SELECT 1 FROM held))
+WHERE (i.owner_instance IS NULL OR i.owner_instance IN (SELECT instance_id FROM held))
   AND (i.parent_run_token IS NULL OR EXISTS (
     SELECT 1 FROM dbos.workflow_status p
     WHERE p.workflow_uuid = i.parent_workflow_id AND p.run_token = i.parent_run_token AND p.status = 'PENDING'))
@@ -220,6 +220,8 @@ class PostgresWriter:
             row = existing.get(start.workflow_uuid)
             # A row that bears this very token was made by an earlier execution whose answer was lost.
             created = start.run_token in tokens or (row is not None and row.owner_xid == start.run_token)
+            if row is None and not created and start.owner_instance not in (None, self.instance_id):
+                raise ExecutorFencedError(start.owner_instance)  # made before this process registered anew
             results.append(_CREATED if created else Started(created=False, existing=row))
         return results
 
@@ -326,7 +328,7 @@ class PostgresListener:
 
     def _notify(self) -> None:
         connection: psycopg.Connection[Any] | None = None
-        while not self._stopping.is_set():
+        while self._pending or not self._stopping.is_set():
             if not self._has_pending.wait(1.0):
                 continue
             self._has_pending.clear()

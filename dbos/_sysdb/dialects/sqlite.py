@@ -176,6 +176,8 @@ class SQLiteWriter:
         step = start.parent_step
         if start.owner_instance is not None or step is not None:
             self._hold_fence()
+        if start.owner_instance not in (None, self.instance_id) and self.instance_id is not None:
+            raise ExecutorFencedError(start.owner_instance)  # made before this process registered anew
         if step is not None:
             parent = execute(SELECT_RUN_STATUS, (step.workflow_uuid, step.run_token)).fetchone()
             if parent is None or parent[0] != "PENDING":

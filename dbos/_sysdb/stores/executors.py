@@ -24,6 +24,8 @@ LIST = f"SELECT {columns(ExecutorRow)} FROM dbos.executor_instances ORDER BY sta
 
 REMOVE = "DELETE FROM dbos.executor_instances WHERE instance_id IN :ids"
 
+REMOVE_SILENT = "DELETE FROM dbos.executor_instances WHERE instance_id = :instance AND heartbeat = :heartbeat"
+
 
 class ExecutorsStore:
     """The ``executor_instances`` table."""
@@ -42,6 +44,11 @@ class ExecutorsStore:
     def list(connection: Connection) -> list[ExecutorRow]:
         """All instances, oldest first."""
         return [ExecutorRow(*row) for row in connection.all(LIST)]
+
+    @staticmethod
+    def remove_silent(connection: Connection, executor: ExecutorRow) -> None:
+        """Declare an instance dead, unless it has given a sign of life since ``executor`` was read."""
+        connection.run(REMOVE_SILENT, instance=executor.instance_id, heartbeat=executor.heartbeat)
 
     @staticmethod
     def remove(connection: Connection, instances: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ connection of the transaction it runs in, so the committer can carry it along wi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -84,7 +84,7 @@ RECLAIM_OWN = """
 UPDATE dbos.workflow_status
 SET status = 'ENQUEUED', queue_name = COALESCE(queue_name, :internal_queue), started_at_epoch_ms = NULL,
     owner_instance = NULL, run_token = NULL, updated_at = :now_ms
-WHERE status = 'PENDING' AND owner_instance = :instance AND workflow_uuid IN :ids
+WHERE status = 'PENDING' AND owner_instance = :instance AND workflow_uuid IN :ids AND run_token IN :tokens
 RETURNING workflow_uuid
 """
 
@@ -292,10 +292,15 @@ class WorkflowStatusStore:
         return [row[0] for row in rows]
 
     @staticmethod
-    def reclaim_own(connection: Connection, instance: str, workflow_ids: Sequence[str], now_ms: int) -> list[str]:
-        """Enqueue workflows that ``instance`` owns but does not run; returns the ids."""
+    def reclaim_own(connection: Connection, instance: str, lost: Mapping[str, str], now_ms: int) -> list[str]:
+        """Enqueue workflows that ``instance`` owns but does not run, given with their run tokens; returns the ids."""
         rows = connection.all(
-            RECLAIM_OWN, instance=instance, ids=list(workflow_ids), internal_queue=INTERNAL_QUEUE, now_ms=now_ms
+            RECLAIM_OWN,
+            instance=instance,
+            ids=sorted(lost),
+            tokens=sorted(set(lost.values())),
+            internal_queue=INTERNAL_QUEUE,
+            now_ms=now_ms,
         )
         return [row[0] for row in rows]
 

@@ -1,8 +1,9 @@
 """Named instants in the life of an application: written to a log that survives it, and held if the test says so.
 
-A line is ``<process> <workflow> <instant>``. Instants of the application's own code are written where they happen;
-those of the library (``…:committing``, ``…:committed``) are seen by a hook around the writer, so a process can be
-killed between a COMMIT and its answer. Each line is on disk before its instant is over.
+A line is ``<process> <workflow> <function id> <instant>``, with 0 for what is not in a step. Instants of the
+application's own code are written where they happen; those of the library (``…:committing``, ``…:committed``) are seen
+by a hook around the writer, so a process can be killed between a COMMIT and its answer. Each line is on disk before its
+instant is over.
 """
 
 from __future__ import annotations
@@ -12,14 +13,18 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
+from sqlalchemy.orm import Session
+
 from dbos import DBOS
+from dbos._app_db import ApplicationDatabase
 from dbos._sysdb.dialects.postgres import PostgresWriter
 from dbos._sysdb.dialects.sqlite import SQLiteWriter
 from dbos._sysdb.operations import Operation, RecordOutcome, RecordStep, StartWorkflow
+from dbos._types import IsolationLevel
 
 __all__ = ["SETTINGS", "body", "instant", "watch_commits"]
 
@@ -32,9 +37,10 @@ _hold = set(SETTINGS["hold"])
 def instant(name: str, workflow_id: str | None = None) -> None:
     """Write that this instant has come; stay in it forever if it is one to hold."""
     workflow_id = workflow_id or DBOS.workflow_id or "-"
-    _write(f"{os.getpid()} {workflow_id} {name}")
+    prefix = f"{os.getpid()} {workflow_id} {DBOS.step_id or 0}"
+    _write(f"{prefix} {name}")
     if not _hold.isdisjoint({name, f"{workflow_id}/{name}"}):
-        _write(f"{os.getpid()} {workflow_id} holding:{name}")
+        _write(f"{prefix} holding:{name}")
         threading.Event().wait()
 
 
@@ -52,32 +58,44 @@ def _write(line: str) -> None:
 
 
 def watch_commits() -> None:
-    """Make the commits of workflow starts, steps, outcomes and claims instants."""
+    """Make the commits of workflow starts, steps, transactions, outcomes and claims instants."""
     for writer in (SQLiteWriter, PostgresWriter):
-        writer.write = _watched(writer.write)  # type: ignore[method-assign]  # a hook for tests
+        writer.write = _watched(writer.write)  # type: ignore[assignment, method-assign]  # a hook, whose type differs between the two writers
+    hooked: Any = ApplicationDatabase
+    hooked.transaction = _watched_transaction(ApplicationDatabase.transaction)
 
 
 def _watched(write: Callable[[Any, Sequence[Operation]], list[Any]]) -> Callable[[Any, Sequence[Operation]], list[Any]]:
     def watched(self: Any, operations: Sequence[Operation]) -> list[Any]:
-        for workflow_id, name in map(_named, operations):
-            if name is not None:
-                instant(f"{name}:committing", workflow_id)
+        for operation in operations:
+            if isinstance(operation, RecordStep | RecordOutcome | StartWorkflow):
+                instant(f"{_name(operation)}:committing", operation.workflow_uuid)
         results = write(self, operations)
-        for workflow_id, name in map(_named, operations):
-            if name is not None:
-                instant(f"{name}:committed", workflow_id)
+        for operation, result in zip(operations, results, strict=True):
+            if isinstance(operation, RecordStep | RecordOutcome | StartWorkflow):
+                instant(f"{_name(operation)}:committed", operation.workflow_uuid)
+            elif isinstance(operation.verb, partial) and operation.verb.func.__name__ == "claim":
+                for row in result:
+                    instant("claim:committed", row.workflow_uuid)
         return results
 
     return watched
 
 
-def _named(operation: Operation) -> tuple[str, str | None]:
-    if isinstance(operation, StartWorkflow):
-        return operation.workflow_uuid, "start"
+def _name(operation: RecordStep | RecordOutcome | StartWorkflow) -> str:
     if isinstance(operation, RecordStep):
-        return operation.workflow_uuid, operation.function_name
-    if isinstance(operation, RecordOutcome):
-        return operation.workflow_uuid, "outcome"
-    if isinstance(operation.verb, partial) and operation.verb.func.__name__ == "claim":
-        return "-", "claim"
-    return "-", None
+        return operation.function_name
+    return "start" if isinstance(operation, StartWorkflow) else "outcome"
+
+
+def _watched_transaction(
+    transaction: Callable[[Any, IsolationLevel], AbstractContextManager[Session]],
+) -> Callable[[Any, IsolationLevel], AbstractContextManager[Session]]:
+    @contextmanager
+    def watched(self: Any, isolation_level: IsolationLevel) -> Iterator[Session]:
+        with transaction(self, isolation_level) as session:
+            yield session
+            instant("transaction:committing")
+        instant("transaction:committed")
+
+    return watched

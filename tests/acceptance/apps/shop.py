@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -128,6 +129,34 @@ def context(**extra: int) -> dict[str, Any]:
     }
 
 
+@DBOS.step()
+def count_up(n: int) -> int:
+    instant("count_up:begin")
+    return n + 1
+
+
+@DBOS.workflow()
+def busy(steps: int) -> int:
+    n = 0
+    for number in range(1, steps + 1):
+        n = count_up(n)
+        instant(f"acked:{number}")
+    return n
+
+
+@DBOS.step()
+def pass_gate(gate: str) -> str:
+    instant("gated:begin")
+    while not os.path.exists(gate):
+        time.sleep(0.005)
+    return f"passed in {os.getpid()}"
+
+
+@DBOS.workflow()
+def gated(gate: str) -> str:
+    return pass_gate(gate)
+
+
 @DBOS.workflow()
 def waits_for(workflow_id: str) -> Any:
     instant("waits_for:begin")
@@ -188,6 +217,8 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "poison": poison,
     "context": context,
     "waits_for": waits_for,
+    "busy": busy,
+    "gated": gated,
     "first": first,
     "enter": enter,
 }
@@ -299,7 +330,7 @@ def main() -> None:
             name, arguments = json.loads(line)
             command = COMMANDS[name]
             if name == "result":  # may take long; commands go on meanwhile
-                threading.Thread(target=lambda: answer(result(**arguments)), daemon=True).start()
+                threading.Thread(target=lambda id: answer(result(id)), kwargs=arguments, daemon=True).start()
             else:
                 answer(command(**arguments))
     finally:

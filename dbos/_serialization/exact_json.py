@@ -1,0 +1,124 @@
+"""The format ``json``: written only where a value survives it exactly.
+
+A value is walked before it is written; what would come back changed, :func:`dump_json` declines, and pickle takes it.
+"""
+
+from __future__ import annotations
+
+import json
+from math import isfinite
+from typing import Any
+
+from dbos._error import DBOSDeserializationError
+
+from .formats import JSON
+from .wording import reason
+
+__all__ = [
+    "dump_json",
+    "encode",
+    "load_json",
+    "survives_json",
+]
+
+MAX_JSON_DEPTH = (
+    100  # the decoder recurses, perhaps far down a user's stack; deeper values go to pickle, which does not
+)
+MAX_PLAIN_INT = 10**600  # below the 640 digits that every setting of sys.set_int_max_str_digits can convert
+MIN_PLAIN_INT = -MAX_PLAIN_INT
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, check_circular=False, allow_nan=False, separators=(",", ":"))
+_ASCII_ENCODER = json.JSONEncoder(ensure_ascii=True, check_circular=False, allow_nan=False, separators=(",", ":"))
+
+
+def _refuse_constant(constant: str) -> Any:
+    raise ValueError(f"{constant} is not JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
+def survives_json(value: Any) -> bool:
+    """Whether ``value`` comes back from JSON equal in every value, type and identity of containers."""
+    return _survives(value, set(), MAX_JSON_DEPTH)
+
+
+def _survives(value: Any, seen: set[int], depth: int) -> bool:
+    # On the path of every step: no calls for the commonest leaves, no generators, no isinstance.
+    kind = type(value)
+    if kind is dict or kind is list:
+        if depth == 0 or id(value) in seen:
+            return False
+        seen.add(id(value))
+        if kind is dict:
+            for key in value:
+                if type(key) is not str:
+                    return False
+            value = value.values()
+        for item in value:
+            kind = type(item)
+            if kind is str or (kind is int and MIN_PLAIN_INT < item < MAX_PLAIN_INT):
+                continue
+            if not _survives(item, seen, depth - 1):
+                return False
+        return True
+    if kind is float:
+        return isfinite(value)
+    if kind is int:
+        return bool(MIN_PLAIN_INT < value < MAX_PLAIN_INT)
+    return kind is str or value is None or kind is bool
+
+
+def dump_json(value: Any) -> str | None:
+    """Return ``value`` as JSON, or ``None`` if it would not survive it exactly."""
+    kind = type(value)
+    if kind is not str:
+        if value is None:
+            return "null"
+        if kind is bool:
+            return "true" if value else "false"
+        if not _survives(value, set(), MAX_JSON_DEPTH):
+            return None
+        if kind is int or kind is float:
+            return repr(value)
+    text = _ENCODER.encode(value)
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        # A lone surrogate. Two of them side by side would come back as one character, so see what does come back.
+        text = _ASCII_ENCODER.encode(value)
+        if _DECODER.decode(text) != value:
+            return None
+    return text
+
+
+def encode(value: Any) -> str:
+    """Return a JSON value as text that every database can store."""
+    text = _ENCODER.encode(value)
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return _ASCII_ENCODER.encode(value)
+    return text
+
+
+def load_json(text: str) -> Any:
+    """Return the value that :func:`dump_json` made this text from.
+
+    Raises:
+        DBOSDeserializationError: The text is not JSON.
+    """
+    try:
+        value, end = _DECODER.raw_decode(text)
+        if end == len(text):
+            return value
+    except (ValueError, RecursionError):
+        pass
+    try:
+        # Slower, and only for text we did not write: it allows white space, and names what is wrong.
+        return _DECODER.decode(text)
+    except (ValueError, RecursionError) as error:
+        raise DBOSDeserializationError(JSON, reason(error)) from error
