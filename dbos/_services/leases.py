@@ -139,8 +139,11 @@ class Leases(Service):
         if not idle:
             return []
         released = engine.db.change(engine.db.workflows.reclaim_own, engine.instance_id, idle, engine.db.now_ms())
-        logger.warning("%s workflows are owned by this executor and do not run; they are enqueued again", len(released))
-        engine.dispatch()
+        if released:
+            logger.warning(
+                "%s workflows belong to this executor and do not run; they are enqueued again", len(released)
+            )
+            engine.dispatch()
         return released
 
     def _unaccounted_of(self, owned: dict[str, str]) -> dict[str, str]:

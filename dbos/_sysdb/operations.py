@@ -131,11 +131,13 @@ Operation = StartWorkflow | RecordStep | RecordOutcome | Call
 class Started(NamedTuple):
     """``existing`` is None if the row was created; otherwise it is the row that holds the id.
 
-    Both are empty (``created`` False, ``existing`` None) if the parent was cancelled or no longer owns its run.
+    If another workflow holds the de-duplication id in the queue, that one is the ``holder``. All are empty (``created``
+    False, ``existing`` and ``holder`` None) if the parent was cancelled or no longer owns its run.
     """
 
     created: bool
     existing: StatusRow | None
+    holder: StatusRow | None = None
 
 
 class StepRecorded(NamedTuple):

@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 __all__ = ["Rendered", "Renderer"]
 
+MAX_RENDERED = 1000  # several times the statements of this library
+
 _LIST = re.compile(r"\bIN\s+:([a-z_][a-z0-9_]*)")
 _NAME = re.compile(r"(?<![:\w]):([a-z_][a-z0-9_]*)")
 
@@ -34,7 +36,8 @@ class Renderer:
     """Renders statements for one database: its placeholder style and its table prefix.
 
     ``numbered`` placeholders (``$1``, PostgreSQL) name a repeated parameter once; ``qmark`` ones (SQLite) repeat it.
-    Rendered statements are kept, because there are few of them and each is used for the life of the process.
+    Rendered statements are kept, because there are few of them and each is used for the life of the process; the few
+    that are put together at run time make it start over now and then.
     """
 
     def __init__(self, style: Literal["numbered", "qmark"], table_prefix: str) -> None:
@@ -50,6 +53,8 @@ class Renderer:
         """The driver's form of ``sql``, rendered at its first use."""
         rendered = self._rendered.get(sql)
         if rendered is None:
+            if len(self._rendered) >= MAX_RENDERED:
+                self._rendered.clear()
             rendered = self._rendered[sql] = self._numbered(sql) if self._style == "numbered" else self._qmark(sql)
         return rendered
 
@@ -59,8 +64,9 @@ class Renderer:
         def number(match: re.Match[str]) -> str:
             return f"${numbers.setdefault(match[1], len(numbers) + 1)}"
 
-        text = _NAME.sub(number, _LIST.sub(r"= ANY(:\1)", self.text(sql)))
-        return Rendered(text, tuple(numbers))
+        # The prefix last: what follows a colon in the schema's name is no parameter.
+        text = _NAME.sub(number, _LIST.sub(r"= ANY(:\1)", sql))
+        return Rendered(self.text(text), tuple(numbers))
 
     def _qmark(self, sql: str) -> Rendered:
         names: list[str] = []
@@ -69,5 +75,5 @@ class Renderer:
             names.append(match[1])
             return "?"
 
-        text = _NAME.sub(mark, _LIST.sub(r"IN (SELECT value FROM json_each(:\1))", self.text(sql)))
-        return Rendered(text, tuple(names))
+        text = _NAME.sub(mark, _LIST.sub(r"IN (SELECT value FROM json_each(:\1))", sql))
+        return Rendered(self.text(text), tuple(names))

@@ -13,6 +13,7 @@ from dbos._dbos import _process
 from dbos._error import DBOSConflictingWorkflowError
 from dbos._registrations import DBOSFuncType, get_func_info, get_or_create_class_info
 from tests.integration.crashes import Crash, recover
+from tests.integration.histories import engine, eventually
 
 
 def names(dbos: type[DBOS], workflow_id: str) -> tuple[str | None, str | None]:
@@ -274,6 +275,7 @@ def test_a_workflow_of_an_instance_that_is_missing_waits_until_it_is_registered(
     del _process.registry.instances["Crashing/north"]
 
     handle = recover(dbos)
+    eventually(lambda: engine().unknown_targets)
     crashing("north")
 
     assert handle.get_result() == "the instance north 7"
@@ -287,6 +289,7 @@ def test_a_workflow_of_a_class_that_is_missing_waits_until_it_is_registered(dbos
     del _process.registry.classes["Crashing"]
 
     handle = recover(dbos)
+    eventually(lambda: engine().unknown_targets)
     dbos.dbos_class()(crashing)
 
     assert handle.get_result() == "the class 7"
@@ -319,6 +322,7 @@ def test_a_class_method_waits_for_its_class_decorator(dbos: type[DBOS]) -> None:
     del _process.registry.classes["Crashing"]
 
     handle = recover(dbos)
+    eventually(lambda: engine().unknown_targets)
     dbos.dbos_class()(crashing)
 
     assert handle.get_result() == "the class 7"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from dbos._services.recovery import Recovery
 from dbos._sys_db import SystemDatabase
 from dbos._sysdb.operations import RecordOutcome, RecordStep
 from dbos._sysdb.rows import ExecutorRow, StatusRow
+from tests.acceptance.harness import until
 
 LEASE_S = 30.0
 
@@ -230,20 +232,20 @@ def test_a_process_is_gone_if_this_system_does_not_have_it() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes of others are known from /proc")
 def test_a_zombie_is_gone() -> None:
-    process_id = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    stat = Path(f"/proc/{child.pid}/stat")
     try:
-        stat = open(f"/proc/{process_id.pid}/stat").read()  # noqa: SIM115 - read at once
-        row = process(pid=process_id.pid, process_started_at=stat[stat.rindex(")") + 2 :].split()[19])
-        alive = is_gone(row, own_identity())
+        text = stat.read_text()
+        row = process(pid=child.pid, process_started_at=text[text.rindex(")") + 2 :].split()[19])
+        was_gone_alive = is_gone(row, own_identity())
 
-        process_id.kill()
-        while ") Z" not in open(f"/proc/{process_id.pid}/stat").read():  # noqa: SIM115
-            pass
+        child.kill()
+        until(lambda: ") Z" in stat.read_text(), "the process to have ended")
 
-        assert not alive
+        assert not was_gone_alive
         assert is_gone(row, own_identity())
     finally:
-        process_id.communicate()
+        child.communicate()
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,16 @@ def open_dialect(settings: Settings, process_tag: str) -> Dialect:
         from dbos._sysdb.dialects.sqlite import SQLiteDialect
 
         return SQLiteDialect(str(settings.sqlite_path), synchronous=settings.sqlite_synchronous)
-    from dbos._sysdb.dialects.postgres import PostgresDialect
+    from dbos._sysdb.dialects.postgres import PREPARE_THRESHOLD, PostgresDialect
 
-    return PostgresDialect(settings.conninfo, settings.system_schema, process_tag)
+    connect_args = settings.db_engine_kwargs.get("connect_args", {})
+    return PostgresDialect(
+        settings.conninfo,
+        settings.system_schema,
+        process_tag,
+        may_listen=settings.use_listen_notify,
+        prepare_threshold=connect_args.get("prepare_threshold", PREPARE_THRESHOLD),
+    )
 
 
 def prepare_application_database(settings: Settings, url: str) -> None:

@@ -34,7 +34,7 @@ class Listener(Protocol):
     """Hears of commits that other processes made."""
 
     def start(self) -> None:
-        """Begin to listen; returns once nothing can be missed any more."""
+        """Begin to listen. Nothing is missed: once it listens, it says that anything may have happened before."""
         ...
 
     def publish(self, topic: str) -> None:

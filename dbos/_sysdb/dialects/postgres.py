@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import selectors
+import socket
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import psycopg
 import sqlalchemy as sa
-from psycopg import errors
 from psycopg.conninfo import make_conninfo
 from psycopg.types.numeric import Int8BinaryDumper
 from psycopg.types.string import StrDumperUnknown
@@ -29,6 +31,7 @@ from dbos._sysdb.connection import Failure
 from dbos._sysdb.dialects.postgres_migration import PostgresMigrationTarget, create_database_if_missing, drop_database
 from dbos._sysdb.operations import (
     START_COLUMNS,
+    Call,
     Operation,
     OutcomeRecorded,
     RecordOutcome,
@@ -45,8 +48,37 @@ __all__ = ["PostgresDialect"]
 
 logger = logging.getLogger("dbos.postgres")
 
-LOCK_TIMEOUT_MS = 250  # the first writer's patience with somebody's row lock, before the unit goes to the second one
+LOCK_TIMEOUT_MS = 100  # the first writer's patience with somebody's row lock, before the unit goes to the second one
 PUBLISH_EVERY_S = 0.005  # notifications are coalesced: NOTIFY takes a lock that all committing sessions share
+MAX_TOPIC_CHARACTERS = 1000  # a payload holds 8000 bytes; a longer name is found by the safety net
+STOP_PATIENCE_S = 10.0  # how long stop() waits for a server that does not answer
+PREPARE_THRESHOLD = 5  # psycopg's own default; statements of ours ask for it at once
+
+# A peer that vanished without a word (a pulled cable, a failed-over host) is noticed after so long.
+KEEPALIVES = {
+    "keepalives_idle": "10",  # seconds
+    "keepalives_interval": "5",  # seconds
+    "keepalives_count": "3",
+    "tcp_user_timeout": "30000",  # milliseconds
+}
+
+NOTIFY = "SELECT pg_notify($1, payload) FROM unnest($2::text[]) AS rows (payload)"
+
+# By SQLSTATE or its class, see https://www.postgresql.org/docs/current/errcodes-appendix.html. What is not listed here is
+# refused: repeating it would only fail again.
+_LOST_CLASSES = {"08", "53", "58"}  # connection; resources: disk, memory, connections; input and output
+_LOST_STATES = {
+    "25006",  # read-only transaction: the server was demoted to a standby
+    "25P03",  # idle_in_transaction_session_timeout
+    "25P04",  # transaction_timeout
+    "40003",  # whether it was committed is unknown
+    "57P01",  # admin shutdown
+    "57P02",  # crash shutdown
+    "57P03",  # starting up or shutting down
+    "57P05",  # idle_session_timeout
+}
+_CONTENTION_STATES = {"40001", "40P01"}  # serialization failure, deadlock
+_BLOCKED_STATES = {"55P03"}  # lock_timeout, NOWAIT
 
 
 def _unnest(fields: Sequence[str], types: dict[str, str]) -> str:
@@ -55,7 +87,9 @@ def _unnest(fields: Sequence[str], types: dict[str, str]) -> str:
     return f"SELECT * FROM unnest({arrays}) AS rows ({', '.join(fields)})"
 
 
-_HELD = "SELECT instance_id FROM dbos.executor_instances WHERE instance_id = :instance FOR KEY SHARE"
+# An executor's own row, held while it writes. Who is no executor (a client, a launch) has none and is not fenced.
+_HELD = "SELECT 1 FROM dbos.executor_instances WHERE instance_id = :instance FOR KEY SHARE"
+_IS_ALIVE = "(:instance::text IS NULL OR EXISTS (SELECT 1 FROM held))"
 _START_FIELDS = (*START_COLUMNS, "parent_run_token")
 _START_TYPES = dict.fromkeys(
     (
@@ -77,7 +111,7 @@ held AS ({_HELD})
 INSERT INTO dbos.workflow_status ({", ".join(START_COLUMNS)}, updated_at, owner_xid)
 SELECT {", ".join("i." + name for name in START_COLUMNS)}, i.created_at, i.run_token
 FROM input i
-WHERE (i.owner_instance IS NULL OR i.owner_instance IN (SELECT instance_id FROM held))
+WHERE ((i.owner_instance IS NULL AND i.parent_run_token IS NULL) OR {_IS_ALIVE})
   AND (i.parent_run_token IS NULL OR EXISTS (
     SELECT 1 FROM dbos.workflow_status p
     WHERE p.workflow_uuid = i.parent_workflow_id AND p.run_token = i.parent_run_token AND p.status = 'PENDING'))
@@ -86,6 +120,12 @@ ON CONFLICT DO NOTHING
 RETURNING run_token
 """
 SELECT_WORKFLOWS = f"SELECT {columns(StatusRow)} FROM dbos.workflow_status WHERE workflow_uuid IN :ids"
+SELECT_HOLDERS = f"""
+-- Who holds de-duplication ids of queues.
+SELECT {columns(StatusRow, "w")}
+FROM unnest(:queue_names::text[], :deduplication_ids::text[]) AS i (queue_name, deduplication_id)
+JOIN dbos.workflow_status w ON w.queue_name = i.queue_name AND w.deduplication_id = i.deduplication_id
+"""
 INSERT_STEPS = f"""
 -- Record operations of runs whose token is valid; the first record wins. Answers how many were owned and written.
 WITH input AS ({_unnest(RecordStep._fields, _STEP_TYPES)}),
@@ -93,7 +133,7 @@ held AS ({_HELD}),
 owned AS MATERIALIZED (
   SELECT i.*, w.status FROM input i
   JOIN dbos.workflow_status w ON w.workflow_uuid = i.workflow_uuid AND w.run_token = i.run_token
-  WHERE w.status IN ('PENDING', 'CANCELLED') AND EXISTS (SELECT 1 FROM held)),
+  WHERE w.status IN ('PENDING', 'CANCELLED') AND {_IS_ALIVE}),
 written AS (
   INSERT INTO dbos.operation_outputs ({", ".join(StepRow._fields)})
   SELECT {", ".join(StepRow._fields)} FROM owned ORDER BY workflow_uuid, function_id
@@ -119,7 +159,7 @@ SET status = i.status, output = i.output, error = i.error, outcome_serialization
     completed_at = i.completed_at, updated_at = i.completed_at, owner_instance = NULL, deduplication_id = NULL
 FROM (SELECT * FROM input ORDER BY workflow_uuid) i
 WHERE w.workflow_uuid = i.workflow_uuid AND w.run_token = i.run_token AND w.status = 'PENDING'
-  AND EXISTS (SELECT 1 FROM held)
+  AND {_IS_ALIVE}
 RETURNING w.workflow_uuid
 """
 SELECT_FENCE = "SELECT 1 FROM dbos.executor_instances WHERE instance_id = :instance"
@@ -138,7 +178,7 @@ class PostgresConnection:
 
     def _execute(self, sql: str, parameters: dict[str, Any]) -> psycopg.Cursor[Any]:
         rendered = self._renderer.render(sql)
-        values = [array_literal(value) if isinstance(value, list) else value for value in rendered.bind(parameters)]
+        values = [array_literal(value) if isinstance(value, list | tuple) else value for value in rendered.bind(parameters)]
         return self.raw.execute(rendered.sql, values, prepare=True)  # type: ignore[arg-type]  # not a literal string
 
     def all(self, sql: str, /, **parameters: Any) -> list[tuple[Any, ...]]:
@@ -160,22 +200,30 @@ class PostgresWriter:
 
     def __init__(self, dialect: PostgresDialect, lock_timeout_ms: int) -> None:
         self.instance_id: str | None = None
+        self._instance: str | None = None
         self._dialect = dialect
         self._lock_timeout_ms = lock_timeout_ms
         self._open()
 
     def _open(self) -> None:
-        self._raw = self._dialect.connect()
-        self._raw.execute(f"SET lock_timeout = {self._lock_timeout_ms}")
-        self._raw.execute("SET enable_hashjoin = off")
-        self._raw.execute("SET enable_mergejoin = off")
-        self._raw.execute("SET plan_cache_mode = force_generic_plan")
-        self._connection = PostgresConnection(self._raw, self._dialect.renderer)
+        raw = self._dialect.connect()
+        try:
+            raw.execute(f"SET lock_timeout = {self._lock_timeout_ms}")
+            raw.execute("SET enable_hashjoin = off")
+            raw.execute("SET enable_mergejoin = off")
+            raw.execute("SET plan_cache_mode = force_generic_plan")
+        except BaseException:
+            raw.close()
+            raise
+        self._raw = raw
+        self._connection = PostgresConnection(raw, self._dialect.renderer)
 
     def write(self, operations: Sequence[Operation]) -> list[Any]:
-        first = type(operations[0])
-        if first is RecordStep and all(type(operation) is RecordStep for operation in operations):
-            return self._record_steps(operations)  # type: ignore[arg-type]  # just checked; one statement commits itself
+        # The same for the whole batch: should this process register anew meanwhile, its old runs stay refused.
+        self._instance = self.instance_id
+        alone = self._in_one_statement(operations)
+        if alone is not None:
+            return alone(operations)
         self._raw.execute("BEGIN")
         try:
             results = self._execute(operations)
@@ -186,25 +234,47 @@ class PostgresWriter:
             raise
         return results
 
+    def _in_one_statement(self, operations: Sequence[Any]) -> Callable[[Sequence[Any]], list[Any]] | None:
+        """The method that writes these operations in a single statement, which is a transaction by itself."""
+        kind = type(operations[0])
+        for operation in operations:
+            if type(operation) is not kind:
+                return None
+        if kind is RecordStep:
+            return self._record_steps
+        if kind is RecordOutcome:
+            return self._record_outcomes
+        if kind is StartWorkflow and all(start.parent_step is None for start in operations):
+            return self._start_workflows
+        return None
+
     def _execute(self, operations: Sequence[Operation]) -> list[Any]:
         results: list[Any] = [None] * len(operations)
         kinds: dict[type, list[int]] = {}
         for position, operation in enumerate(operations):
             kinds.setdefault(type(operation), []).append(position)
-        for kind, many in ((StartWorkflow, self._start_workflows), (RecordStep, self._record_steps)):
-            positions = kinds.pop(kind, [])
+        verbs: tuple[tuple[type, Callable[[Sequence[Any]], list[Any]]], ...] = (
+            (StartWorkflow, self._start_workflows),
+            (RecordStep, self._record_steps),
+            (RecordOutcome, self._record_outcomes),
+            (Call, self._call),
+        )
+        for kind, verb in verbs:
+            positions = kinds.get(kind, ())
             if positions:
-                _place(results, positions, many([operations[position] for position in positions]))  # type: ignore[arg-type]
-        positions = kinds.pop(RecordOutcome, [])
-        if positions:
-            _place(results, positions, self._record_outcomes([operations[each] for each in positions]))  # type: ignore[misc]
-        for positions in kinds.values():
-            for position in positions:
-                verb, arguments = operations[position]  # type: ignore[misc]  # only Call is left
-                results[position] = verb(self._connection, *arguments)
+                answers = verb([operations[position] for position in positions])
+                for position, answer in zip(positions, answers, strict=True):
+                    results[position] = answer
         return results
 
+    def _call(self, calls: Sequence[Call]) -> list[Any]:
+        return [verb(self._connection, *arguments) for verb, arguments in calls]
+
     def _start_workflows(self, starts: Sequence[StartWorkflow]) -> list[Started]:
+        for start in starts:
+            if self._instance is not None and start.owner_instance not in (None, self._instance):
+                assert start.owner_instance is not None
+                raise ExecutorFencedError(start.owner_instance)  # made before this process registered anew
         rows = [(*start[:-1], start.parent_step and start.parent_step.run_token) for start in starts]
         tokens = {row[0] for row in self._send(INSERT_WORKFLOWS, _START_FIELDS, rows)}
         parent_steps = [start.parent_step for start in starts if start.parent_step and start.run_token in tokens]
@@ -212,18 +282,30 @@ class PostgresWriter:
             self._send(INSERT_STEPS, RecordStep._fields, parent_steps)
         if len(tokens) == len(starts):
             return [_CREATED] * len(starts)
-        self._check_fence()
-        ids = [start.workflow_uuid for start in starts if start.run_token not in tokens]
+        refused = [start for start in starts if start.run_token not in tokens]
+        if any(start.owner_instance is not None or start.parent_step is not None for start in refused):
+            self._check_fence()
+        ids = [start.workflow_uuid for start in refused]
         existing = {row[0]: StatusRow(*row) for row in self._connection.all(SELECT_WORKFLOWS, ids=ids)}
+        holders = self._holders([start for start in refused if start.workflow_uuid not in existing])
         results = []
         for start in starts:
             row = existing.get(start.workflow_uuid)
             # A row that bears this very token was made by an earlier execution whose answer was lost.
-            created = start.run_token in tokens or (row is not None and row.owner_xid == start.run_token)
-            if row is None and not created and start.owner_instance not in (None, self.instance_id):
-                raise ExecutorFencedError(start.owner_instance)  # made before this process registered anew
-            results.append(_CREATED if created else Started(created=False, existing=row))
+            if start.run_token in tokens or (row is not None and row.owner_xid == start.run_token):
+                results.append(_CREATED)
+            else:
+                holder = holders.get((start.queue_name, start.deduplication_id))
+                results.append(Started(created=False, existing=row, holder=holder if row is None else None))
         return results
+
+    def _holders(self, starts: Sequence[StartWorkflow]) -> dict[tuple[str | None, str | None], StatusRow]:
+        keys = {(start.queue_name, start.deduplication_id) for start in starts if start.deduplication_id is not None}
+        if not keys:
+            return {}
+        queue_names, deduplication_ids = map(list, zip(*keys, strict=True))
+        rows = self._connection.all(SELECT_HOLDERS, queue_names=queue_names, deduplication_ids=deduplication_ids)
+        return {(row.queue_name, row.deduplication_id): row for row in map(StatusRow._make, rows)}
 
     def _record_steps(self, steps: Sequence[RecordStep]) -> list[StepRecorded]:
         written, pending = self._send(INSERT_STEPS, RecordStep._fields, steps)[0]
@@ -233,14 +315,16 @@ class PostgresWriter:
         ids = [step.workflow_uuid for step in steps]
         status = dict(self._connection.all(SELECT_RUNS, ids=ids, tokens=[step.run_token for step in steps]))
         rows = self._connection.all(SELECT_STEPS, ids=ids, function_ids=[step.function_id for step in steps])
-        existing = {row[:2]: StepRow(*row) for row in rows}
+        recorded = {row[:2]: StepRow(*row) for row in rows}
         results = []
         for step in steps:
-            row = existing.get(step[:2])
-            if row is not None and row == step[:9]:
-                row = None  # it is the very record that was to be written
-            valid = status.get(step.workflow_uuid)
-            results.append(StepRecorded(valid if valid in ("PENDING", "CANCELLED") else None, row))
+            row = recorded.get(step[:2])
+            is_owned = status.get(step.workflow_uuid) in ("PENDING", "CANCELLED")
+            if row is None or not is_owned:
+                results.append(StepRecorded(None, None))
+            else:
+                # What equals the record that was to be written is that record, or was as good as it.
+                results.append(StepRecorded(status[step.workflow_uuid], None if row == step[:9] else row))
         return results
 
     def _record_outcomes(self, outcomes: Sequence[RecordOutcome]) -> list[OutcomeRecorded]:
@@ -257,18 +341,20 @@ class PostgresWriter:
     def _send(self, sql: str, fields: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
         rendered = self._dialect.renderer.render(sql)
         arrays: dict[str, Any] = dict(zip(fields, map(array_literal, zip(*rows, strict=True)), strict=True))
-        arrays["instance"] = self.instance_id
+        arrays["instance"] = self._instance
         cursor = self._raw.execute(rendered.sql, rendered.bind(arrays), prepare=True)  # type: ignore[arg-type]
         return cursor.fetchall()
 
     def _check_fence(self) -> None:
-        if self.instance_id is not None and not self._connection.one(SELECT_FENCE, instance=self.instance_id):
-            raise ExecutorFencedError(self.instance_id)
+        if self._instance is not None and not self._connection.one(SELECT_FENCE, instance=self._instance):
+            raise ExecutorFencedError(self._instance)
 
     def reset(self) -> None:
-        if not self._raw.closed and not self._raw.broken:
-            self._raw.rollback()
-            return
+        """Connect anew.
+
+        An interrupt can leave a connection between a query and its answer; and a server that was demoted to a standby
+        refuses writes on a connection that looks healthy.
+        """
         self._raw.close()
         self._open()
 
@@ -285,76 +371,125 @@ class PostgresWriter:
 
 
 class PostgresListener:
-    """Hears notifications on one channel, and sends them coalesced, both over one connection and thread."""
+    """Hears notifications on one channel, and sends them coalesced, over one connection in one thread."""
 
     def __init__(self, dialect: PostgresDialect, on_wakeup: Callable[[str | None], None]) -> None:
         self._dialect = dialect
         self._on_wakeup = on_wakeup
-        self._channel = dialect.channel
-        self._stopping = threading.Event()
+        self._is_stopping = False
         self._pending: set[str] = set()
-        self._pending_lock = threading.Lock()
-        self._has_pending = threading.Event()
-        self._threads: list[threading.Thread] = []
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._waker, self._woken = socket.socketpair()
+        self._waker.setblocking(False)
+        self._woken.setblocking(False)
 
     def start(self) -> None:
-        for name, target in (("listener", self._listen), ("notifier", self._notify)):
-            thread = threading.Thread(target=target, name=f"dbos-{name}", daemon=True)
-            thread.start()
-            self._threads.append(thread)
-
-    def _listen(self) -> None:
-        backoff = Backoff(initial_s=0.1, maximum_s=5.0)
-        while not self._stopping.is_set():
-            try:
-                with self._dialect.connect() as connection:
-                    connection.execute(f"LISTEN {self._channel}")
-                    backoff.reset()
-                    self._on_wakeup(None)  # whatever happened while nobody listened
-                    own = self._dialect.process_tag
-                    while not self._stopping.is_set():
-                        for notification in connection.notifies(timeout=0.5):
-                            tag, _, topic = notification.payload.partition(":")
-                            if tag != own:
-                                self._on_wakeup(topic)
-            except psycopg.Error as error:
-                logger.warning("listener lost its connection, reconnecting: %s", type(error).__name__)
-                self._stopping.wait(backoff.next_delay_s())
+        self._thread = threading.Thread(target=self._run, name="dbos-listener", daemon=True)
+        self._thread.start()
 
     def publish(self, topic: str) -> None:
-        with self._pending_lock:
-            self._pending.add(topic)
-        self._has_pending.set()
-
-    def _notify(self) -> None:
-        connection: psycopg.Connection[Any] | None = None
-        while self._pending or not self._stopping.is_set():
-            if not self._has_pending.wait(1.0):
-                continue
-            self._has_pending.clear()
-            with self._pending_lock:
-                topics, self._pending = self._pending, set()
-            try:
-                if connection is None or connection.closed:
-                    connection = self._dialect.connect()
-                for topic in topics:
-                    payload = f"{self._dialect.process_tag}:{topic}"
-                    connection.execute("SELECT pg_notify($1, $2)", (self._channel, payload))
-            except psycopg.Error as error:
-                # Nobody relies on a notification: every waiter is also checked by the safety net.
-                logger.info("notification not sent: %s", type(error).__name__)
-                if connection is not None:
-                    connection.close()
-                connection = None
-            self._stopping.wait(PUBLISH_EVERY_S)
-        if connection is not None:
-            connection.close()
+        with self._lock:
+            is_first = not self._pending
+            self._pending.add(topic[:MAX_TOPIC_CHARACTERS])
+        if is_first:
+            self._wake()
 
     def stop(self) -> None:
-        self._stopping.set()
-        self._has_pending.set()
-        for thread in self._threads:
-            thread.join()
+        self._is_stopping = True
+        self._wake()
+        if self._thread is not None:
+            self._thread.join(STOP_PATIENCE_S)
+            if self._thread.is_alive():
+                return  # it waits for a server that does not answer, and closes its sockets itself
+        self._waker.close()
+        self._woken.close()
+
+    def _wake(self) -> None:
+        try:
+            self._waker.send(b"!")
+        except OSError:
+            return  # the buffer is full of calls, or we were stopped
+
+    def _run(self) -> None:
+        backoff = Backoff(initial_s=0.1, maximum_s=5.0)
+        while not self._is_stopping:
+            try:
+                with self._dialect.connect() as connection:
+                    connection.execute(f"LISTEN {self._dialect.channel}")
+                    backoff.reset()
+                    self._hear(None)  # whatever happened while nobody listened
+                    self._serve(connection)
+            except psycopg.Error as error:
+                if self._is_stopping:
+                    return
+                # Nobody relies on a notification: every waiter is also checked by the safety net.
+                logger.warning("listener lost its connection, reconnecting: %s", type(error).__name__)
+                with selectors.DefaultSelector() as selector:
+                    selector.register(self._woken, selectors.EVENT_READ)
+                    self._sleep(selector, backoff.next_delay_s())
+
+    def _serve(self, connection: psycopg.Connection[Any]) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._woken, selectors.EVENT_READ)
+            selector.register(connection.fileno(), selectors.EVENT_READ)
+            while not self._is_stopping:
+                if self._send(connection):
+                    time.sleep(PUBLISH_EVERY_S)
+                for notification in connection.notifies(timeout=0):
+                    tag, _, topic = notification.payload.partition(":")
+                    if tag != self._dialect.process_tag:
+                        self._hear(topic)
+                if not self._pending:
+                    selector.select()
+                    self._drain()
+
+    def _send(self, connection: psycopg.Connection[Any]) -> bool:
+        with self._lock:
+            topics, self._pending = self._pending, set()
+        if not topics:
+            return False
+        try:
+            payloads = array_literal([f"{self._dialect.process_tag}:{topic}" for topic in topics])
+            connection.execute(NOTIFY, (self._dialect.channel, payloads))
+        except psycopg.Error:
+            with self._lock:
+                self._pending |= topics
+            raise
+        return True
+
+    def _hear(self, topic: str | None) -> None:
+        try:
+            self._on_wakeup(topic)
+        except Exception:  # protects the listener's loop
+            logger.exception("a wake-up failed")
+
+    def _sleep(self, selector: selectors.BaseSelector, delay_s: float) -> None:
+        """Wait between attempts to connect; only stopping cuts it short."""
+        until = time.monotonic() + delay_s
+        while not self._is_stopping and (left_s := until - time.monotonic()) > 0:
+            selector.select(left_s)
+            self._drain()
+
+    def _drain(self) -> None:
+        try:
+            while self._woken.recv(4096):
+                continue
+        except BlockingIOError:
+            return
+
+
+class SilentListener:
+    """In place of a listener where LISTEN and NOTIFY are not to be used; the safety net finds everything."""
+
+    def start(self) -> None:
+        """Nothing to listen to."""
+
+    def publish(self, topic: str) -> None:
+        """Nobody to tell."""
+
+    def stop(self) -> None:
+        """Nothing to stop."""
 
 
 class PostgresDialect:
@@ -365,17 +500,27 @@ class PostgresDialect:
     has_own_clock = True
     skip_locked = "FOR UPDATE SKIP LOCKED"
 
-    def __init__(self, conninfo: Mapping[str, str], schema: str, process_tag: str) -> None:
+    def __init__(
+        self,
+        conninfo: Mapping[str, str],
+        schema: str,
+        process_tag: str,
+        *,
+        may_listen: bool = True,
+        prepare_threshold: int | None = PREPARE_THRESHOLD,
+    ) -> None:
         self.renderer = Renderer("numbered", quote_identifier(schema) + ".")
         self.process_tag = process_tag
         self.channel = "dbos_" + hashlib.sha256(schema.encode()).hexdigest()[:16]
-        self._conninfo = make_conninfo(**conninfo)
+        self._conninfo = make_conninfo(**{**KEEPALIVES, **conninfo})
         self._schema = schema
+        self._may_listen = may_listen
+        self._prepare_threshold = prepare_threshold
 
     def connect(self) -> psycopg.Connection[Any]:
         """Open an autocommit connection whose cursors take ``$1`` placeholders."""
         connection: psycopg.Connection[Any] = psycopg.connect(
-            self._conninfo, autocommit=True, cursor_factory=psycopg.RawCursor, prepare_threshold=5
+            self._conninfo, autocommit=True, cursor_factory=psycopg.RawCursor, prepare_threshold=self._prepare_threshold
         )
         # One integer type: otherwise the size of a value would choose the type, and with it another prepared plan.
         connection.adapters.register_dumper(int, Int8BinaryDumper)
@@ -405,19 +550,23 @@ class PostgresDialect:
     def open_reader(self) -> PostgresConnection:
         return PostgresConnection(self.connect(), self.renderer)
 
-    def listener(self, on_wakeup: Callable[[str | None], None], poll_writer: Callable[[], None]) -> PostgresListener:
-        return PostgresListener(self, on_wakeup)
+    def listener(
+        self, on_wakeup: Callable[[str | None], None], poll_writer: Callable[[], None]
+    ) -> PostgresListener | SilentListener:
+        return PostgresListener(self, on_wakeup) if self._may_listen else SilentListener()
 
     def classify(self, error: BaseException) -> Failure:
-        if isinstance(error, errors.LockNotAvailable):
+        if not isinstance(error, psycopg.Error):
+            return Failure.REFUSED
+        state = error.sqlstate
+        if state is None:  # libpq's own, not the server's
+            is_connection = isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
+            return Failure.CONNECTION_LOST if is_connection else Failure.REFUSED
+        if state in _BLOCKED_STATES:
             return Failure.BLOCKED
-        if isinstance(error, errors.SerializationFailure | errors.DeadlockDetected):
+        if state in _CONTENTION_STATES:
             return Failure.CONTENTION
-        if isinstance(error, errors.QueryCanceled):
-            return Failure.REFUSED  # a statement_timeout: repeating it would only time out again
-        if isinstance(error, errors.DiskFull | errors.ReadOnlySqlTransaction | errors.TooManyConnections):
-            return Failure.CONNECTION_LOST
-        if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
+        if state in _LOST_STATES or state[:2] in _LOST_CLASSES:
             return Failure.CONNECTION_LOST
         return Failure.REFUSED
 
@@ -448,9 +597,4 @@ def array_literal(values: Sequence[Any]) -> str:
                 value = value.replace("\\", "\\\\").replace('"', '\\"')
             items.append(f'"{value}"')
     return "{" + ",".join(items) + "}"
-
-
-def _place(results: list[Any], positions: Sequence[int], values: Sequence[Any]) -> None:
-    for position, value in zip(positions, values, strict=True):
-        results[position] = value
 

@@ -341,7 +341,7 @@ class SQLiteDialect:
         return Failure.REFUSED
 
     def sqlalchemy_dialect(self) -> sa.Dialect:
-        return sqlalchemy_sqlite.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it untyped
+        return sqlalchemy_sqlite.dialect(paramstyle="named")  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it untyped
 
 
 def prepare_application_database(path: str, *, may_migrate: bool) -> None:
