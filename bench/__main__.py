@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from bench import sides
 from bench.catalogue import DATABASES, IMPORT, NAMES
 from bench.databases import Engine, Postgres, SQLite
-from bench.machine import describe
+from bench.machine import describe, sync_ms
 from bench.report import conditions, table, write
 from bench.runner import FULL, QUICK, Row, run, say
 
@@ -23,15 +23,29 @@ DEFAULT_DIRECTORY = Path("/var/tmp")  # on a disk, where /tmp is often in memory
 
 def main() -> None:
     options = parse()
+    # A stopped benchmark stops its server as well.
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        rows, facts, is_whole = measure(options)
+    except sides.WorkerError as error:
+        raise SystemExit(f"bench: {error}") from error
+    say("")
+    print(table(rows))
+    print(f"\n{conditions(facts)}\n")
+    for path in write(RESULTS, "latest" if is_whole else "partial", rows, facts):
+        print(f"wrote {path.relative_to(RESULTS.parent.parent)}")
+
+
+def measure(options: argparse.Namespace) -> tuple[list[Row], dict[str, Any], bool]:
+    """Measure what the options say: the rows, what they were taken on, and whether they are everything there is."""
     plan = QUICK if options.quick else FULL
     if options.repeats:
         plan = replace(plan, repeats=options.repeats)
-    # A stopped benchmark stops its server as well.
-    signal.signal(signal.SIGTERM, _interrupt)
-    parent = options.directory or (DEFAULT_DIRECTORY if DEFAULT_DIRECTORY.is_dir() else None)
     ours, peer = sides.ours(), None if options.no_peer else sides.peer()
     libraries = [ours] if peer is None else [ours, peer]
+    is_whole = not (options.quick or options.only or options.database or peer is None)
     rows: list[Row] = []
+    parent = options.directory or (DEFAULT_DIRECTORY if DEFAULT_DIRECTORY.is_dir() else None)
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-", dir=parent)))
         directory.chmod(0o711)  # PostgreSQL may run as somebody else
@@ -39,24 +53,19 @@ def main() -> None:
         facts: dict[str, Any] = {
             "machine": describe(directory),
             "sides": {side.name: side.versions() for side in libraries},
-            "databases": {},
+            "databases": {engine.name: settings_of(engine, libraries) for engine in engines},
             "plan": {"repeats": plan.repeats, "seconds per run": plan.run_s},
         }
         if facts["machine"]["file_system"] in ("tmpfs", "ramfs"):
             say(f"bench: {directory} is in memory, so nothing here is durable; choose --directory", is_news=True)
-        for engine in engines:
-            facts["databases"][engine.name] = settings_of(engine, libraries)
         try:
             for measured in run(plan, options.only or NAMES, engines, libraries, sides.floor()):
                 rows += measured
         except KeyboardInterrupt:
             say("bench: interrupted; what was measured so far:", is_news=True)
-    say("")
-    print(table(rows))
-    print(f"\n{conditions(facts)}\n")
-    is_whole = not (options.quick or options.only or options.database or peer is None)
-    for path in write(RESULTS, "latest" if is_whole else "partial", rows, facts):
-        print(f"wrote {path.relative_to(RESULTS.parent.parent)}")
+            is_whole = False
+        facts["machine"]["fdatasync_ms_after"] = sync_ms(directory)  # a disk that got slower meanwhile shows here
+    return rows, facts, is_whole
 
 
 def parse() -> argparse.Namespace:

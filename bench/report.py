@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,17 @@ from typing import Any
 from bench.plot import as_svg
 from bench.runner import Row
 
-COLUMNS = ("benchmark", "database", "unit", "ours", "spread", "peer", "spread", "ratio", "target", "by hand", "× hand")
+COLUMNS = (
+    "benchmark", "database", "unit", "ours", "spread", "peer", "spread", "ratio", "target", "by hand", "× hand", "CPU µs"
+)  # fmt: skip
 
 
 def table(rows: Sequence[Row]) -> str:
     """The figures as a Markdown table whose columns also line up in a terminal.
 
     ``spread`` is how far the runs lie apart, (most - least) / median; ``× hand`` how many times slower we are than the
-    same work by hand, beside what we allow ourselves.
+    same work by hand, beside what we allow ourselves; ``CPU µs`` what one unit costs our process, which a busy machine
+    disturbs less than the rest.
     """
     cells = [COLUMNS, *(_cells(row) for row in rows)]
     widths = [max(len(line[column]) for line in cells) for column in range(len(COLUMNS))]
@@ -44,6 +48,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         "" if row.target is None else f"{row.target}{mark[row.is_target_met]}",
         figure(row.median("floor")),
         "" if floor is None or within is None else f"{floor:.2f} (≤ {within:g}){mark[floor <= within]}",
+        figure(statistics.median(row.cpu_us["ours"]) if row.cpu_us.get("ours") else None),
     )
 
 

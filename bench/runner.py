@@ -52,6 +52,7 @@ class Row:
     floor_within: float | None = None
     higher_is_better: bool = True
     figures: dict[str, list[float]] = field(default_factory=dict)
+    cpu_us: dict[str, list[float]] = field(default_factory=dict)  # of the worker process, for one unit
 
     def median(self, side: str) -> float | None:
         figures = self.figures.get(side)
@@ -123,17 +124,21 @@ def measure_throughput(plan: Plan, throughput: Throughput, engine: Engine, sides
                     if turn < 0:
                         counts[side] = side.run(job | {"url": url})["count"]
                         continue
-                    row.figures.setdefault(side.name, []).append(
-                        _one_run(throughput, engine, side, job | {"url": url}, counts[side])
-                    )
+                    rate, cpu_us = _one_run(throughput, engine, side, job | {"url": url}, counts[side])
+                    row.figures.setdefault(side.name, []).append(rate)
+                    row.cpu_us.setdefault(side.name, []).append(cpu_us)
                 except WorkerError as error:
                     counts.pop(side, None)
                     row.figures.pop(side.name, None)
+                    row.cpu_us.pop(side.name, None)
                     say(f"{throughput.name} on {engine.name} FAILED: {error}", is_news=True)
     return row
 
 
-def _one_run(throughput: Throughput, engine: Engine, side: Side, job: dict[str, Any], count: int) -> float:
+def _one_run(
+    throughput: Throughput, engine: Engine, side: Side, job: dict[str, Any], count: int
+) -> tuple[float, float]:
+    """Units a second, and microseconds of processor time a unit."""
     warm_up = max(throughput.minimum, round(count * WARM_UP_SHARE))
     figures = side.run(job | {"count": count, "warm_up": warm_up})
     done = count + warm_up
@@ -141,7 +146,8 @@ def _one_run(throughput: Throughput, engine: Engine, side: Side, job: dict[str, 
     found = engine.rows(job["url"])
     if found != expected:
         raise WorkerError(f"{side.name} left {found} finished workflows and steps instead of {expected}")
-    return count * throughput.units_each / float(figures["seconds"])
+    units = count * throughput.units_each
+    return units / figures["seconds"], figures["cpu_seconds"] / units * 1e6
 
 
 def measure_import(plan: Plan, libraries: Sequence[Side]) -> Row:

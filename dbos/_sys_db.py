@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any, TypeVar
 
 from dbos._clock import Clock
@@ -31,7 +31,7 @@ R = TypeVar("R")
 
 logger = logging.getLogger("dbos.system_database")
 
-SECOND_WRITER_LOCK_TIMEOUT_MS = 30_000  # its units wait for somebody's lock on purpose
+SECOND_WRITER_LOCK_TIMEOUT_MS = 1_000  # its units wait for somebody's lock on purpose, but not in each other's way
 
 
 class SystemDatabase:
@@ -41,11 +41,16 @@ class SystemDatabase:
     """
 
     def __init__(
-        self, settings: Settings, clock: Clock, process_tag: str, *, may_migrate: bool = True, dialect: Dialect | None = None
+        self,
+        settings: Settings,
+        clock: Clock,
+        process_tag: str,
+        *,
+        may_migrate: bool = True,
+        dialect: Dialect | None = None,
     ) -> None:
         self.clock = clock
         self.dialect = dialect or open_dialect(settings, process_tag)
-        self.dialect.prepare(may_migrate=may_migrate)
         self.wakeups = Wakeups()
         self.workflows = WorkflowStatusStore(
             skip_locked=self.dialect.skip_locked, dialect=self.dialect.sqlalchemy_dialect()
@@ -53,19 +58,32 @@ class SystemDatabase:
         self.operations = OperationOutputsStore()
         self.executors = ExecutorsStore()
         self.versions = ApplicationVersionsStore()
-        self._writers: list[FencedWriter] = [self.dialect.open_writer()]
-        overflow: Committer | None = None
-        if self.dialect.has_second_writer():
-            second = self.dialect.open_writer(lock_timeout_ms=SECOND_WRITER_LOCK_TIMEOUT_MS)
-            self._writers.append(second)
-            overflow = Committer("second-writer", second, clock)
-            overflow.start()
-        self._committer = Committer("writer", self._writers[0], clock, overflow=overflow)
-        self._committer.start()
-        self._readers = Readers(self.dialect)
+        self._writers: list[FencedWriter] = []
         self._listener: Listener | None = None
         self._clock_offset_ms = 0
+        with ExitStack() as opened:
+            self._open(opened, may_migrate)
+            self._opened = opened.pop_all()
+
+    def _open(self, opened: ExitStack, may_migrate: bool) -> None:
+        self.dialect.prepare(may_migrate=may_migrate)
+        self._readers = Readers(self.dialect)
+        opened.callback(self._readers.close)
+        overflow: Committer | None = None
+        if self.dialect.has_second_writer():
+            overflow = self._start_committer(opened, "second-writer", None, SECOND_WRITER_LOCK_TIMEOUT_MS)
+        self._committer = self._start_committer(opened, "writer", overflow, None)
         self.synchronize_clock()
+
+    def _start_committer(
+        self, opened: ExitStack, name: str, overflow: Committer | None, lock_timeout_ms: int | None
+    ) -> Committer:
+        writer = self.dialect.open_writer(lock_timeout_ms=lock_timeout_ms)
+        self._writers.append(writer)
+        committer = Committer(name, writer, self.clock, overflow=overflow)
+        opened.callback(committer.close)
+        committer.start()
+        return committer
 
     # -- identity and time -------------------------------------------------------------------------------------------
 
@@ -120,8 +138,10 @@ class SystemDatabase:
 
     def listen(self, on_wakeup: Callable[[str | None], None]) -> None:
         """Hear of commits in other processes: ``on_wakeup`` gets a topic, or None when anything may have happened."""
-        self._listener = self.dialect.listener(on_wakeup, self._committer.poll)
-        self._listener.start()
+        listener = self.dialect.listener(on_wakeup, self._committer.poll)
+        listener.start()
+        self._opened.callback(listener.stop)
+        self._listener = listener
 
     def publish(self, topic: str) -> None:
         """Tell other processes that something was committed under ``topic``."""
@@ -129,11 +149,8 @@ class SystemDatabase:
             self._listener.publish(topic)
 
     def close(self) -> None:
-        """Stop listening, commit what is queued, disconnect."""
-        if self._listener is not None:
-            self._listener.stop()
-        self._committer.close()
-        self._readers.close()
+        """Stop listening, commit what is queued, disconnect. Closing twice is fine."""
+        self._opened.close()
 
 
 def reset_system_database(settings: Settings) -> None:

@@ -174,8 +174,9 @@ class Committer:
 
     def start(self) -> None:
         """Start the writer thread."""
-        self._thread = threading.Thread(target=self._run_writer_thread, name=f"dbos-{self._name}", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run_writer_thread, name=f"dbos-{self._name}", daemon=True)
+        thread.start()
+        self._thread = thread
 
     def close(self, patience_s: float = CLOSE_PATIENCE_S) -> None:
         """Commit what is queued, then stop the writer thread and close the connection. Closing twice is fine.

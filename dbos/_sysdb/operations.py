@@ -159,4 +159,3 @@ class OutcomeRecorded(NamedTuple):
 def call(verb: Callable[..., Any], *arguments: Any) -> Call:
     """Shorthand for :class:`Call`; the connection is passed to ``verb`` first."""
     return Call(verb, arguments)
-

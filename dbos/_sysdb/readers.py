@@ -42,7 +42,7 @@ class Readers:
         backoff = Backoff(initial_s=0.05, maximum_s=5.0)
         while True:
             if self._closing.is_set():
-                raise DBOSDatabaseUnavailableError("The system database connection is closed.")
+                raise _unavailable()
             try:
                 with self._slots:
                     return self._attempt(verb, arguments)
@@ -50,6 +50,8 @@ class Readers:
                 failure = self._dialect.classify(error)
                 if failure is Failure.REFUSED:
                     raise
+                if failure is Failure.CONNECTION_LOST:
+                    self._close_idle()  # they were lost with it, and each would cost an attempt
                 logger.warning("read will be repeated: %s", type(error).__name__)
             self._closing.wait(backoff.next_delay_s())
 
@@ -72,19 +74,33 @@ class Readers:
 
     @property
     def threads(self) -> ThreadPoolExecutor:
-        """Threads in which coroutines' reads run."""
+        """Threads in which coroutines' reads run.
+
+        Raises:
+            DBOSDatabaseUnavailableError: the pool was closed.
+        """
         with self._lock:
+            if self._closing.is_set():
+                raise _unavailable()
             if self._threads is None:
                 self._threads = ThreadPoolExecutor(MAX_CONNECTIONS, thread_name_prefix="dbos-reader")
             return self._threads
 
     def close(self) -> None:
         """Close idle connections; a read that is running closes its own."""
-        self._closing.set()
         with self._lock:
-            idle, self._idle = self._idle, []
+            self._closing.set()
             threads, self._threads = self._threads, None
-        for connection in idle:
-            connection.close()
+        self._close_idle()
         if threads is not None:
             threads.shutdown(wait=True)
+
+    def _close_idle(self) -> None:
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+
+def _unavailable() -> DBOSDatabaseUnavailableError:
+    return DBOSDatabaseUnavailableError("The system database connection is closed.")

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 __all__ = ["ExecutorRow", "StatusRow", "StepRow", "VersionRow", "columns"]
 
+
 def columns(row: type[NamedTuple] | type[tuple[object, ...]], alias: str = "") -> str:
     """The ``SELECT`` list of a row class, each column qualified with ``alias`` if one is given."""
     prefix = f"{alias}." if alias else ""

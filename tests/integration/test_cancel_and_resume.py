@@ -373,11 +373,9 @@ def test_news_of_a_cancellation_that_arrive_after_the_resume_do_not_stop_the_nex
     @dbos.workflow()
     def workflow() -> str:
         runs.append(1)
-        if len(runs) == 1:
-            dbos.sleep(0.001)
-            dbos.cancel_workflow("wf")
-        else:
+        if len(runs) == 2:
             gate()
+        dbos.cancel_workflow("wf")
         return step()
 
     dbos.launch()

@@ -225,7 +225,7 @@ def test_that_a_child_was_cancelled_is_recorded_even_if_it_is_resumed_later(dbos
 def test_a_parent_that_does_not_handle_the_cancellation_of_its_child_fails_with_it(dbos: type[DBOS]) -> None:
     @dbos.workflow()
     def child() -> None:
-        dbos.cancel_workflow(dbos.workflow_id)
+        dbos.cancel_workflow("wf-1")
         dbos.sleep(0.01)
 
     @dbos.workflow()
@@ -375,7 +375,7 @@ def test_a_coroutine_that_a_thread_waits_for_may_itself_wait_for_a_workflow(conf
 
     @DBOS.workflow()
     def parent() -> Any:
-        child_id = DBOS.start_workflow(child).workflow_id
+        child_id = DBOS.start_workflow(child).get_workflow_id()
 
         async def wait() -> Any:
             return await DBOS.get_result_async(child_id)

@@ -131,7 +131,7 @@ def test_a_status_has_everything_that_is_known_of_a_workflow(listed: type[DBOS])
     assert status is not None
     stored = row("a%4")
     assert (status.workflow_id, status.status, status.name) == ("a%4", "SUCCESS", "even")
-    assert status.input == {"args": (4,), "kwargs": {}}
+    assert repr(status.input) == "{'args': (4,), 'kwargs': {}}"
     assert (status.output, status.error) == (4, None)
     assert (status.authenticated_user, status.authenticated_roles) == ("user4", ["role"])
     assert (status.app_version, status.executor_id, status.app_id) == ("v4", "executor4", stored.application_id)
@@ -145,7 +145,7 @@ def test_inputs_and_outcomes_are_left_out_on_request(listed: type[DBOS]) -> None
     without_input = listed.list_workflows(load_input=False)
     without_output = listed.list_workflows(load_output=False)
 
-    assert {status.input for status in without_input} == {None}  # type: ignore[arg-type]  # a dictionary would fail
+    assert all(status.input is None for status in without_input)
     assert [status.output for status in without_input] == [None, 2, None, 4, None]
     assert [str(status.error) for status in without_input] == ["1", "None", "3", "None", "5"]
     assert {(status.output, status.error) for status in without_output} == {(None, None)}

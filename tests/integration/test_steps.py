@@ -197,7 +197,7 @@ async def test_gathered_steps_and_children_are_numbered_in_source_order(dbos: ty
         return await step(delay)
 
     @dbos.workflow()
-    async def workflow() -> list[int]:
+    async def workflow() -> Any:
         return await asyncio.gather(
             step(30), child(20), step(10), child(0), dbos.run_step_async({"name": "run"}, step, 5)
         )
@@ -234,7 +234,7 @@ def test_threads_of_one_workflow_never_share_a_function_id(dbos: type[DBOS]) -> 
     sys.setswitchinterval(1e-6)
     try:
         with SetWorkflowID("wf"):
-            assert asyncio.run(workflow()) == list(range(200))  # type: ignore[arg-type]  # it is a coroutine
+            assert asyncio.run(workflow()) == list(range(200))
     finally:
         sys.setswitchinterval(switch_interval)
 
@@ -280,12 +280,13 @@ def test_a_step_is_retried_until_it_succeeds_and_recorded_once(
 
 def test_without_retries_a_step_has_no_attempts(dbos: type[DBOS]) -> None:
     @dbos.step()
-    def step() -> tuple[int, None, None]:
+    def step() -> tuple[int, int | None, int | None]:
         status = dbos.step_status
+        assert status is not None
         return status.step_id, status.current_attempt, status.max_attempts
 
     @dbos.workflow()
-    def workflow() -> tuple[int, None, None]:
+    def workflow() -> Any:
         return step()
 
     dbos.launch()
@@ -495,7 +496,7 @@ async def test_run_step_async_runs_any_function_in_an_async_workflow(
     dbos: type[DBOS], func: Callable[..., Any]
 ) -> None:
     @dbos.workflow()
-    async def workflow() -> list[Any]:
+    async def workflow() -> Any:
         return await asyncio.gather(
             dbos.run_step_async({"name": "a"}, func, 1), dbos.run_step_async({"name": "b"}, func, 2)
         )

@@ -60,7 +60,7 @@ def test_a_workflow_that_ends_in_time_is_left_alone(dbos: type[DBOS]) -> None:
     assert row("wf").status == "SUCCESS"
 
 
-def test_an_unhandled_wait_of_the_parent_ends_with_the_deadline_its_children_share(dbos: type[DBOS]) -> None:
+def test_children_share_the_deadline_of_their_parent(dbos: type[DBOS]) -> None:
     @dbos.workflow()
     def child() -> None:
         dbos.sleep(3600)
@@ -80,10 +80,10 @@ def test_an_unhandled_wait_of_the_parent_ends_with_the_deadline_its_children_sha
         workflow()
 
     deadline_ms = row("wf").workflow_deadline_epoch_ms
-    for child_id in ("wf-1", "wf-2"):
-        eventually(lambda child_id=child_id: row(child_id).status == "CANCELLED")
-        assert row(child_id).workflow_deadline_epoch_ms == deadline_ms
-        assert row(child_id).workflow_timeout_ms is None
+    eventually(lambda: {row("wf-1").status, row("wf-2").status} == {"CANCELLED"})
+    for stored in (row("wf-1"), row("wf-2")):
+        assert stored.workflow_deadline_epoch_ms == deadline_ms
+        assert stored.workflow_timeout_ms is None
 
 
 def test_a_child_may_have_a_timeout_of_its_own_or_none(dbos: type[DBOS]) -> None:

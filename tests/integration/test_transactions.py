@@ -366,8 +366,8 @@ async def test_transactions_called_in_threads_keep_the_context_of_their_async_wo
         return launched.workflow_id, launched.step_id
 
     @launched.workflow()
-    async def workflow() -> list[tuple[str, int]]:
-        return await asyncio.gather(*(asyncio.to_thread(transaction, note) for note in "abcd"))  # type: ignore[arg-type]
+    async def workflow() -> Any:
+        return await asyncio.gather(*(asyncio.to_thread(transaction, note) for note in "abcd"))
 
     with SetWorkflowID("wf"):
         results = await workflow()
@@ -499,7 +499,7 @@ def test_a_transaction_that_finds_no_free_connection_waits_for_one(
     config["db_engine_kwargs"] = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 0.01}
     DBOS.destroy(destroy_registry=True)
     DBOS(config=config)
-    transaction = DBOS.transaction()(lambda note: add_note(note))
+    transaction = DBOS.transaction()(add_note)
 
     @DBOS.workflow()
     def workflow(note: str) -> str:

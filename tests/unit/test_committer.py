@@ -762,9 +762,7 @@ class InterruptAt:
         caller: FrameType | None = frame
         while caller is not None and caller.f_code.co_filename.endswith("/threading.py"):
             caller = caller.f_back
-        return caller is not None and caller.f_code.co_filename.endswith(
-            ("/_sysdb/committer.py", "/_sysdb/unit.py")
-        )
+        return caller is not None and caller.f_code.co_filename.endswith(("/_sysdb/committer.py", "/_sysdb/unit.py"))
 
     def _trace(self, frame: FrameType, event: str, argument: object) -> Any:
         if not self._is_ours(frame):

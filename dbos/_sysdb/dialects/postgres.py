@@ -64,8 +64,8 @@ KEEPALIVES = {
 
 NOTIFY = "SELECT pg_notify($1, payload) FROM unnest($2::text[]) AS rows (payload)"
 
-# By SQLSTATE or its class, see https://www.postgresql.org/docs/current/errcodes-appendix.html. What is not listed here is
-# refused: repeating it would only fail again.
+# SQLSTATEs and their classes (https://www.postgresql.org/docs/current/errcodes-appendix.html). What is not listed here
+# is refused: repeating it would only fail again.
 _LOST_CLASSES = {"08", "53", "58"}  # connection; resources: disk, memory, connections; input and output
 _LOST_STATES = {
     "25006",  # read-only transaction: the server was demoted to a standby
@@ -178,8 +178,11 @@ class PostgresConnection:
 
     def _execute(self, sql: str, parameters: dict[str, Any]) -> psycopg.Cursor[Any]:
         rendered = self._renderer.render(sql)
-        values = [array_literal(value) if isinstance(value, list | tuple) else value for value in rendered.bind(parameters)]
-        return self.raw.execute(rendered.sql, values, prepare=True)  # type: ignore[arg-type]  # not a literal string
+        values = rendered.bind(parameters)
+        for position, value in enumerate(values):
+            if isinstance(value, list | tuple):
+                values[position] = array_literal(value)
+        return self.raw.execute(rendered.sql, values, prepare=True)
 
     def all(self, sql: str, /, **parameters: Any) -> list[tuple[Any, ...]]:
         return self._execute(sql, parameters).fetchall()
@@ -342,7 +345,7 @@ class PostgresWriter:
         rendered = self._dialect.renderer.render(sql)
         arrays: dict[str, Any] = dict(zip(fields, map(array_literal, zip(*rows, strict=True)), strict=True))
         arrays["instance"] = self._instance
-        cursor = self._raw.execute(rendered.sql, rendered.bind(arrays), prepare=True)  # type: ignore[arg-type]
+        cursor = self._raw.execute(rendered.sql, rendered.bind(arrays), prepare=True)
         return cursor.fetchall()
 
     def _check_fence(self) -> None:
@@ -376,7 +379,7 @@ class PostgresListener:
     def __init__(self, dialect: PostgresDialect, on_wakeup: Callable[[str | None], None]) -> None:
         self._dialect = dialect
         self._on_wakeup = on_wakeup
-        self._is_stopping = False
+        self._stopping = threading.Event()
         self._pending: set[str] = set()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -396,7 +399,7 @@ class PostgresListener:
             self._wake()
 
     def stop(self) -> None:
-        self._is_stopping = True
+        self._stopping.set()
         self._wake()
         if self._thread is not None:
             self._thread.join(STOP_PATIENCE_S)
@@ -413,7 +416,7 @@ class PostgresListener:
 
     def _run(self) -> None:
         backoff = Backoff(initial_s=0.1, maximum_s=5.0)
-        while not self._is_stopping:
+        while not self._stopping.is_set():
             try:
                 with self._dialect.connect() as connection:
                     connection.execute(f"LISTEN {self._dialect.channel}")
@@ -421,7 +424,7 @@ class PostgresListener:
                     self._hear(None)  # whatever happened while nobody listened
                     self._serve(connection)
             except psycopg.Error as error:
-                if self._is_stopping:
+                if self._stopping.is_set():
                     return
                 # Nobody relies on a notification: every waiter is also checked by the safety net.
                 logger.warning("listener lost its connection, reconnecting: %s", type(error).__name__)
@@ -433,14 +436,14 @@ class PostgresListener:
         with selectors.DefaultSelector() as selector:
             selector.register(self._woken, selectors.EVENT_READ)
             selector.register(connection.fileno(), selectors.EVENT_READ)
-            while not self._is_stopping:
+            while self._pending or not self._stopping.is_set():
                 if self._send(connection):
                     time.sleep(PUBLISH_EVERY_S)
                 for notification in connection.notifies(timeout=0):
                     tag, _, topic = notification.payload.partition(":")
                     if tag != self._dialect.process_tag:
                         self._hear(topic)
-                if not self._pending:
+                if not self._pending and not self._stopping.is_set():
                     selector.select()
                     self._drain()
 
@@ -467,7 +470,7 @@ class PostgresListener:
     def _sleep(self, selector: selectors.BaseSelector, delay_s: float) -> None:
         """Wait between attempts to connect; only stopping cuts it short."""
         until = time.monotonic() + delay_s
-        while not self._is_stopping and (left_s := until - time.monotonic()) > 0:
+        while not self._stopping.is_set() and (left_s := until - time.monotonic()) > 0:
             selector.select(left_s)
             self._drain()
 
@@ -597,4 +600,3 @@ def array_literal(values: Sequence[Any]) -> str:
                 value = value.replace("\\", "\\\\").replace('"', '\\"')
             items.append(f'"{value}"')
     return "{" + ",".join(items) + "}"
-

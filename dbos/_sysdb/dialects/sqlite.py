@@ -43,12 +43,15 @@ __all__ = ["SQLiteDialect"]
 logger = logging.getLogger("dbos.sqlite")
 
 BUSY_PATIENCE_S = 60.0  # another process that writes longer than this without rest is stuck
+WRITE_PATIENCE_S = 5.0  # so long a batch waits for another process before the committer says so, and tries again
 CHECKPOINT_BYTES = 4 * 1024 * 1024  # the size of the write-ahead log from which it is copied into the database
-CHECKPOINT_EVERY_BATCHES = 64  # how often its size is looked at
+CHECKPOINT_LOOK_BATCHES = 64  # how often its size is looked at
+MAX_CHECKPOINT_BATCHES = 4096  # between checkpoints of a log that hardly fills
+PAGE_BYTES = 4096 + 24  # a page in the log, and its header
 FOREIGN_COMMIT_POLL_S = 0.02  # how soon another process' commit is noticed
 
-_RETRYABLE = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL}
-_LOST = {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOTADB}
+_RETRYABLE = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_FULL}
+_LOST = {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN}
 
 INSERT_WORKFLOW = f"""
 -- Create a workflow's row; an id that is taken keeps its row.
@@ -57,6 +60,10 @@ VALUES ({", ".join("?" * 27)})
 ON CONFLICT DO NOTHING
 """
 SELECT_WORKFLOW = f"SELECT {columns(StatusRow)} FROM workflow_status WHERE workflow_uuid = ?"
+SELECT_HOLDER = f"""
+-- Who holds a de-duplication id of a queue.
+SELECT {columns(StatusRow)} FROM workflow_status WHERE queue_name = ? AND deduplication_id = ?
+"""
 SELECT_RUN_STATUS = "SELECT status FROM workflow_status WHERE workflow_uuid = ? AND run_token = ?"
 INSERT_STEP = f"""
 -- Record an operation; the first record wins.
@@ -113,22 +120,30 @@ class SQLiteWriter:
 
     def __init__(self, dialect: SQLiteDialect) -> None:
         self.instance_id: str | None = None
-        self.on_foreign_commit: Callable[[], None] | None = None
+        self.foreign_commits = 0  # how often another process was seen to have committed
         self._dialect = dialect
         self._open()
+        self._instance: str | None = None
         self._is_fence_held = False
-        self._batches = 0
+        self._checkpoints = CheckpointPlan()
         self._next_version_check = 0.0
 
     def _open(self) -> None:
-        self._raw = self._dialect.connect()
-        self._raw.execute("PRAGMA busy_timeout = 0")
-        self._connection = SQLiteConnection(self._raw, self._dialect.renderer)
-        self._cursor = self._raw.cursor()
-        self._data_version: int = self._raw.execute("PRAGMA data_version").fetchone()[0]
+        raw = self._dialect.connect()
+        try:
+            raw.execute("PRAGMA busy_timeout = 0")
+            self._data_version: int = raw.execute("PRAGMA data_version").fetchone()[0]
+        except BaseException:
+            raw.close()
+            raise
+        self._raw = raw
+        self._connection = SQLiteConnection(raw, self._dialect.renderer)
+        self._cursor = raw.cursor()
 
     def write(self, operations: Sequence[Operation]) -> list[Any]:
-        begin_immediate(self._raw)
+        begin_immediate(self._raw, WRITE_PATIENCE_S)
+        # The same for the whole batch: should this process register anew meanwhile, its old runs stay refused.
+        self._instance = self.instance_id
         self._is_fence_held = False
         try:
             results = [self._execute(operation) for operation in operations]
@@ -137,6 +152,7 @@ class SQLiteWriter:
             if self._raw.in_transaction:
                 self._raw.execute("ROLLBACK")
             raise
+        self._checkpoints.batches += 1
         return results
 
     def _execute(self, operation: Operation) -> Any:
@@ -156,8 +172,9 @@ class SQLiteWriter:
             return StepRecorded(None, None)
         if execute(INSERT_STEP, step[:9]).rowcount:
             return _RECORDED if run[0] == "PENDING" else StepRecorded(run[0], None)
-        existing = execute(SELECT_STEP, (step.workflow_uuid, step.function_id)).fetchone()
-        return StepRecorded(run[0], StepRow(*existing))
+        existing = StepRow(*execute(SELECT_STEP, (step.workflow_uuid, step.function_id)).fetchone())
+        # What equals the record that was to be written is that record, or was as good as it.
+        return StepRecorded(run[0], None if existing == step[:9] else existing)
 
     def _record_outcome(self, outcome: RecordOutcome) -> OutcomeRecorded:
         execute = self._cursor.execute
@@ -176,7 +193,7 @@ class SQLiteWriter:
         step = start.parent_step
         if start.owner_instance is not None or step is not None:
             self._hold_fence()
-        if start.owner_instance not in (None, self.instance_id) and self.instance_id is not None:
+        if start.owner_instance not in (None, self._instance) and self._instance is not None:
             raise ExecutorFencedError(start.owner_instance)  # made before this process registered anew
         if step is not None:
             parent = execute(SELECT_RUN_STATUS, (step.workflow_uuid, step.run_token)).fetchone()
@@ -186,17 +203,21 @@ class SQLiteWriter:
             if step is not None:
                 execute(INSERT_STEP, step[:9])
             return _CREATED
-        existing = StatusRow(*execute(SELECT_WORKFLOW, (start.workflow_uuid,)).fetchone())
-        if existing.owner_xid == start.run_token:
+        existing = execute(SELECT_WORKFLOW, (start.workflow_uuid,)).fetchone()
+        if existing is None:
+            holder = execute(SELECT_HOLDER, (start.queue_name, start.deduplication_id)).fetchone()
+            return Started(created=False, existing=None, holder=StatusRow(*holder))
+        row = StatusRow(*existing)
+        if row.owner_xid == start.run_token:
             return _CREATED  # by an earlier execution whose answer was lost
-        return Started(created=False, existing=existing)
+        return Started(created=False, existing=row)
 
     def _hold_fence(self) -> None:
         """Within BEGIN IMMEDIATE nobody can take this instance's row away before the batch is committed."""
-        if self._is_fence_held or self.instance_id is None:
+        if self._is_fence_held or self._instance is None:
             return
-        if not self._cursor.execute(SELECT_FENCE, (self.instance_id,)).fetchone():
-            raise ExecutorFencedError(self.instance_id)
+        if not self._cursor.execute(SELECT_FENCE, (self._instance,)).fetchone():
+            raise ExecutorFencedError(self._instance)
         self._is_fence_held = True
 
     def reset(self) -> None:
@@ -207,43 +228,74 @@ class SQLiteWriter:
         except sqlite3.Error:
             self._raw.close()
             self._open()
+            self._data_version = -1  # whatever happened while nobody looked
 
     def classify(self, error: BaseException) -> Failure:
         return self._dialect.classify(error)
 
     def idle(self) -> None:
-        self._batches += 1
-        if self._batches % CHECKPOINT_EVERY_BATCHES == 0:
-            self._checkpoint_if_large()
+        if self._checkpoints.batches >= self._checkpoints.look_at:
+            self._checkpoint_if_due()
         now = time.monotonic()
-        if self.on_foreign_commit is not None and now >= self._next_version_check:
+        if now >= self._next_version_check:
             self._next_version_check = now + FOREIGN_COMMIT_POLL_S
             version = self._raw.execute("PRAGMA data_version").fetchone()[0]
             if version != self._data_version:
                 self._data_version = version
-                self.on_foreign_commit()
+                self.foreign_commits += 1
 
-    def _checkpoint_if_large(self) -> None:
+    def _checkpoint_if_due(self) -> None:
         try:
-            size = os.stat(self._dialect.path + "-wal").st_size
+            log_bytes = os.stat(self._dialect.path + "-wal").st_size
         except FileNotFoundError:
-            return
-        if size < CHECKPOINT_BYTES:
+            log_bytes = 0
+        if not self._checkpoints.is_due(log_bytes):
             return
         try:
             guard = self._dialect.connect()
             try:
                 guard.execute("PRAGMA busy_timeout = 0")
                 guard.execute("BEGIN IMMEDIATE")
-                self._raw.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+                _, frames, _ = self._raw.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
                 guard.execute("ROLLBACK")
             finally:
                 guard.close()
         except sqlite3.OperationalError as error:
             logger.debug("checkpoint put off: %s", error)  # another process is writing; there will be another batch
+        else:
+            self._checkpoints.done(log_bytes, frames)
 
     def close(self) -> None:
         self._raw.close()
+
+
+class CheckpointPlan:
+    """When to copy the write-ahead log into the database: about every ``CHECKPOINT_BYTES`` of it.
+
+    The file's size tells only until the first checkpoint: from then on SQLite overwrites it from its beginning, which
+    is twice as fast as letting it grow, so it is never cut. How much of it is in use is known after a checkpoint only,
+    and how many batches it took to fill it; from that the next one is planned. A file that grows all the same means
+    that batches have become larger.
+    """
+
+    def __init__(self) -> None:
+        self.batches = 0
+        self.look_at = CHECKPOINT_LOOK_BATCHES
+        self._due_at = float("inf")
+        self._last = 0
+        self._log_bytes = 0
+
+    def is_due(self, log_bytes: int) -> bool:
+        """Whether to checkpoint now, given the size of the file; plans the next look at it."""
+        self.look_at = self.batches + CHECKPOINT_LOOK_BATCHES
+        return self.batches >= self._due_at or log_bytes >= self._log_bytes + CHECKPOINT_BYTES
+
+    def done(self, log_bytes: int, frames: int) -> None:
+        """A checkpoint was made, when ``frames`` pages of the log were in use."""
+        filled = max(frames, 1) * PAGE_BYTES / CHECKPOINT_BYTES
+        batches = (self.batches - self._last) / filled
+        self._due_at = self.batches + min(max(batches, CHECKPOINT_LOOK_BATCHES), MAX_CHECKPOINT_BATCHES)
+        self._last, self._log_bytes = self.batches, log_bytes
 
 
 class SQLiteListener:
@@ -257,13 +309,19 @@ class SQLiteListener:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        self._writer.on_foreign_commit = lambda: self._on_wakeup(None)
         self._thread = threading.Thread(target=self._run, name="dbos-listener", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
+        heard = 0
         while not self._stopping.wait(FOREIGN_COMMIT_POLL_S):
             self._poll()
+            if self._writer.foreign_commits != heard:
+                heard = self._writer.foreign_commits
+                try:
+                    self._on_wakeup(None)
+                except Exception:  # protects the listener's loop
+                    logger.exception("a wake-up failed")
 
     def publish(self, topic: str) -> None:
         """The commit itself is what others notice."""
@@ -272,7 +330,6 @@ class SQLiteListener:
         self._stopping.set()
         if self._thread is not None:
             self._thread.join()
-        self._writer.on_foreign_commit = None
 
 
 class SQLiteDialect:
@@ -301,6 +358,7 @@ class SQLiteDialect:
         create_private_file(self.path)
         raw = sqlite3.connect(self.path, timeout=BUSY_PATIENCE_S, isolation_level=None)
         try:
+            raw.execute("PRAGMA wal_autocheckpoint = 0")  # others may be writing
             target = SQLiteMigrationTarget(raw)
             if may_migrate:
                 migrate(target)
@@ -341,7 +399,7 @@ class SQLiteDialect:
         return Failure.REFUSED
 
     def sqlalchemy_dialect(self) -> sa.Dialect:
-        return sqlalchemy_sqlite.dialect(paramstyle="named")  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it untyped
+        return sqlalchemy_sqlite.dialect(paramstyle="named")
 
 
 def prepare_application_database(path: str, *, may_migrate: bool) -> None:
@@ -380,12 +438,13 @@ def enter_wal_mode(raw: sqlite3.Connection) -> None:
                 raise
         if time.monotonic() > deadline:
             raise DBOSDatabaseUnavailableError(
-                "The SQLite database could not be switched to WAL mode. Put it on a local disk: WAL needs shared memory."
+                "The SQLite database could not be switched to WAL mode. "
+                "Put it on a local disk: WAL needs shared memory."
             )
         time.sleep(0.01 * jitter())
 
 
-def begin_immediate(raw: sqlite3.Connection) -> None:
+def begin_immediate(raw: sqlite3.Connection, patience_s: float = BUSY_PATIENCE_S) -> None:
     """Take the write lock, waiting for other processes in short steps with jitter, which is fair and quick."""
     delay_s = 0.0005
     deadline: float | None = None
@@ -398,10 +457,8 @@ def begin_immediate(raw: sqlite3.Connection) -> None:
                 raise
             now = time.monotonic()
             if deadline is None:
-                deadline = now + BUSY_PATIENCE_S
+                deadline = now + patience_s
             elif now > deadline:
                 raise
         time.sleep(delay_s * jitter())
         delay_s = min(delay_s * 2, 0.01)
-
-

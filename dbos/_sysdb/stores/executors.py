@@ -52,5 +52,5 @@ class ExecutorsStore:
 
     @staticmethod
     def remove(connection: Connection, instances: Sequence[str]) -> None:
-        """Declare instances dead (or gone): from now on their writes are refused, and their work is free to be taken."""
+        """Declare instances dead (or gone): their writes are refused from now on, and their work may be taken."""
         connection.run(REMOVE, ids=sorted(instances))

@@ -41,7 +41,8 @@ SELECT workflow_uuid, run_token FROM dbos.workflow_status WHERE owner_instance =
 """
 
 CANCEL = """
--- Cancel what is not finished; cancelling twice changes nothing. The run token stays: a step that is running is recorded.
+-- Cancel what is not finished; cancelling twice changes nothing. The run token stays, so that a step that is running is
+-- recorded.
 UPDATE dbos.workflow_status
 SET status = 'CANCELLED', queue_name = NULL, deduplication_id = NULL, started_at_epoch_ms = NULL,
     owner_instance = NULL, updated_at = :now_ms, completed_at = :now_ms

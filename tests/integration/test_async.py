@@ -1,0 +1,391 @@
+"""Coroutines: where they run, what cancels them and what does not, and that nothing is left lying about."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from dbos import DBOS, SetWorkflowID
+from dbos._error import DBOSAwaitedWorkflowCancelledError
+from tests.integration.histories import PATIENCE_S, engine, eventually, recorded, row, steps
+
+
+async def wait_for_runs_to_end() -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while engine().runs.all():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.005)
+
+
+async def test_a_called_workflow_runs_on_the_callers_loop_and_a_started_one_too(dbos: type[DBOS]) -> None:
+    @dbos.workflow()
+    async def workflow() -> bool:
+        return asyncio.get_running_loop() is here
+
+    here = asyncio.get_running_loop()
+    dbos.launch()
+
+    assert await workflow()
+    assert await (await dbos.start_workflow_async(workflow)).get_result()
+
+
+def test_started_from_a_thread_it_runs_on_a_loop_of_the_library(dbos: type[DBOS]) -> None:
+    @dbos.workflow()
+    async def workflow() -> str:
+        await asyncio.sleep(0)
+        return threading.current_thread().name
+
+    dbos.launch()
+
+    assert dbos.start_workflow(workflow).get_result() == "dbos-loop"
+
+
+async def test_a_sync_start_on_a_running_loop_may_be_waited_for_there(dbos: type[DBOS]) -> None:
+    @dbos.step()
+    async def step() -> int:
+        await asyncio.sleep(0)
+        return 42
+
+    @dbos.workflow()
+    async def workflow() -> int:
+        return await step()
+
+    dbos.launch()
+
+    assert dbos.start_workflow(workflow).get_result() == 42
+
+
+async def test_blocking_the_loop_that_a_workflow_runs_on_is_refused(dbos: type[DBOS]) -> None:
+    @dbos.workflow()
+    async def workflow() -> None:
+        await may_end.wait()
+
+    may_end = asyncio.Event()
+    dbos.launch()
+    with SetWorkflowID("wf"):
+        handle = await dbos.start_workflow_async(workflow)
+    retrieved = await asyncio.to_thread(dbos.retrieve_workflow, "wf")
+
+    with pytest.raises(RuntimeError, match=r"get_result\(\) would block the event loop"):
+        retrieved.get_result()
+
+    may_end.set()
+    await handle.get_result()
+
+
+async def test_a_recovered_workflow_runs_on_the_loop_that_ran_at_launch(dbos: type[DBOS]) -> None:
+    @dbos.workflow()
+    async def workflow() -> bool:
+        if not is_resumed:
+            await dbos.sleep_async(3600)
+        return asyncio.get_running_loop() is here
+
+    is_resumed = False
+    here = asyncio.get_running_loop()
+    dbos.launch()
+    with SetWorkflowID("wf"):
+        await dbos.start_workflow_async(workflow)
+    await dbos.cancel_workflow_async("wf")
+    await wait_for_runs_to_end()
+    is_resumed = True
+    await asyncio.to_thread(engine().db.change, lambda connection: connection.run("DELETE FROM dbos.operation_outputs"))
+
+    assert await (await dbos.resume_workflow_async("wf")).get_result()
+
+
+def test_a_workflow_of_a_loop_that_ended_is_taken_up_on_another(dbos: type[DBOS]) -> None:
+    begun: list[str] = []
+
+    @dbos.workflow()
+    async def workflow() -> str:
+        begun.append(threading.current_thread().name)
+        if len(begun) == 1:
+            await asyncio.sleep(3600)
+        return begun[-1]
+
+    async def main() -> None:
+        with SetWorkflowID("wf"):
+            await dbos.start_workflow_async(workflow)
+        while not begun:
+            await asyncio.sleep(0.001)
+
+    dbos.launch()
+
+    asyncio.run(main())
+
+    assert row("wf").status == "PENDING"
+    [handle] = dbos._recover_pending_workflows()
+    assert handle.get_result() == "dbos-loop"
+
+
+async def test_a_caller_that_is_cancelled_while_it_awaits_a_started_workflow_leaves_it_running(
+    dbos: type[DBOS],
+) -> None:
+    may_end = asyncio.Event()
+
+    @dbos.step()
+    async def step() -> str:
+        await may_end.wait()
+        return "done"
+
+    @dbos.workflow()
+    async def workflow() -> str:
+        return await step()
+
+    dbos.launch()
+
+    async def serve() -> Any:
+        handle = await dbos.start_workflow_async(workflow)
+        return await handle.get_result()
+
+    with SetWorkflowID("wf"):
+        request = asyncio.create_task(serve())
+    await asyncio.sleep(0.05)
+    request.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await request
+
+    may_end.set()
+
+    assert await dbos.get_result_async("wf") == "done"
+    assert recorded("wf") == [(1, step.__qualname__)]
+
+
+async def test_a_caller_that_is_cancelled_at_any_moment_of_a_start_leaves_a_workflow_that_ends(
+    dbos: type[DBOS],
+) -> None:
+    @dbos.workflow()
+    async def workflow() -> str:
+        return "done"
+
+    dbos.launch()
+
+    async def start(workflow_id: str) -> None:
+        with SetWorkflowID(workflow_id):
+            await dbos.start_workflow_async(workflow)
+
+    for turns in range(12):
+        request = asyncio.create_task(start(f"wf{turns}"))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        request.cancel()
+        await asyncio.gather(request, return_exceptions=True)
+
+    for status in await dbos.list_workflows_async():
+        assert await asyncio.wait_for(dbos.get_result_async(status.workflow_id), PATIENCE_S) == "done"
+
+
+async def test_a_step_that_a_workflow_gives_up_on_is_not_recorded(dbos: type[DBOS]) -> None:
+    @dbos.step(name="slow")
+    async def slow() -> None:
+        await asyncio.sleep(3600)
+
+    @dbos.step(name="quick")
+    async def quick() -> str:
+        return "quick"
+
+    @dbos.workflow()
+    async def workflow() -> str:
+        try:
+            async with asyncio.timeout(0.01):
+                await slow()
+        except TimeoutError:
+            return await quick()
+        return "slow"
+
+    dbos.launch()
+
+    with SetWorkflowID("wf"):
+        assert await workflow() == "quick"
+
+    assert recorded("wf") == [(2, "quick")]
+
+
+async def test_a_directly_called_workflow_that_is_cancelled_with_its_caller_stays_pending(dbos: type[DBOS]) -> None:
+    @dbos.workflow()
+    async def workflow() -> None:
+        await asyncio.sleep(3600)
+
+    dbos.launch()
+
+    with SetWorkflowID("wf"), pytest.raises(TimeoutError):
+        await asyncio.wait_for(workflow(), 0.05)
+
+    assert row("wf").status == "PENDING"
+    assert engine().runs.get("wf") is None
+
+
+async def test_workflows_in_the_background_are_not_collected_while_they_wait(dbos: type[DBOS]) -> None:
+    futures: list[asyncio.Future[int]] = []
+
+    @dbos.workflow()
+    async def workflow() -> int:
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        futures.append(future)
+        return await future
+
+    dbos.launch()
+    ids = [(await dbos.start_workflow_async(workflow)).workflow_id for _ in range(10)]
+    await asyncio.sleep(0.02)
+
+    gc.collect()
+    for number, future in enumerate(futures):
+        future.set_result(number)
+
+    assert sorted([await dbos.get_result_async(each) for each in ids]) == list(range(10))
+
+
+async def test_a_failed_workflow_that_nobody_awaits_makes_no_noise(dbos: type[DBOS]) -> None:
+    complaints: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
+
+    @dbos.step()
+    async def step() -> None:
+        raise LookupError("nobody cares")
+
+    @dbos.workflow()
+    async def workflow() -> None:
+        await asyncio.gather(step(), step(), step())
+
+    dbos.launch()
+    with SetWorkflowID("wf"):
+        await dbos.start_workflow_async(workflow)
+
+    await wait_for_runs_to_end()
+    gc.collect()
+    await asyncio.sleep(0)
+
+    assert row("wf").status == "ERROR"
+    assert complaints == []
+
+
+async def test_a_wait_that_is_refused_leaves_no_coroutine_unawaited(dbos: type[DBOS]) -> None:
+    @dbos.step()
+    async def step() -> None: ...
+
+    @dbos.workflow()
+    async def workflow() -> None:
+        await dbos.cancel_workflow_async("wf")
+        await dbos.asyncio_wait([step(), step()])
+
+    dbos.launch()
+
+    with SetWorkflowID("wf"), pytest.raises(DBOSAwaitedWorkflowCancelledError):
+        await workflow()
+
+    gc.collect()
+
+
+async def test_context_variables_set_in_a_workflow_do_not_leak_and_those_of_the_caller_are_seen(
+    dbos: type[DBOS],
+) -> None:
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="default")
+
+    @dbos.step()
+    async def step() -> tuple[str, str | None]:
+        return variable.get(), dbos.workflow_id
+
+    @dbos.workflow()
+    async def workflow() -> tuple[str, str | None]:
+        return await step()
+
+    dbos.launch()
+    variable.set("caller's")
+
+    with SetWorkflowID("wf"):
+        handle = await dbos.start_workflow_async(workflow)
+
+    assert await handle.get_result() == ("caller's", "wf")
+    assert dbos.workflow_id is None
+    assert dbos.step_id is None
+
+
+async def test_workflows_side_by_side_keep_their_contexts_apart(dbos: type[DBOS]) -> None:
+    @dbos.step()
+    async def step() -> tuple[str | None, int | None]:
+        before = dbos.workflow_id, dbos.step_id
+        await asyncio.sleep(0.001)
+        assert (dbos.workflow_id, dbos.step_id) == before
+        return before
+
+    @dbos.workflow()
+    async def workflow() -> list[Any]:
+        results = list(await asyncio.gather(step(), step()))
+        assert dbos.step_id is None
+        return results
+
+    dbos.launch()
+
+    async def call(number: int) -> list[Any]:
+        with SetWorkflowID(f"wf{number}"):
+            return await workflow()
+
+    results = await asyncio.gather(*(call(number) for number in range(20)))
+
+    assert results == [[(f"wf{number}", 1), (f"wf{number}", 2)] for number in range(20)]
+
+
+async def test_a_sync_workflow_can_be_started_and_awaited_from_a_coroutine(dbos: type[DBOS]) -> None:
+    @dbos.workflow()
+    def child(value: int) -> int:
+        return value
+
+    @dbos.workflow()
+    async def workflow() -> list[int]:
+        handles = [await dbos.start_workflow_async(child, value) for value in range(3)]
+        return [await handle.get_result() for handle in handles]
+
+    dbos.launch()
+
+    with SetWorkflowID("wf"):
+        assert await workflow() == [0, 1, 2]
+
+    assert [each.child_workflow_id for each in steps("wf")] == ["wf-1", "wf-2", "wf-3", "wf-1", "wf-2", "wf-3"]
+
+
+async def test_sync_forms_refuse_to_block_a_running_loop_before_they_take_a_function_id(dbos: type[DBOS]) -> None:
+    @dbos.workflow()
+    async def workflow() -> None:
+        for operation in (
+            lambda: dbos.get_workflow_status("x"),
+            lambda: dbos.get_result("x"),
+            lambda: dbos.retrieve_workflow("x"),
+            lambda: dbos.cancel_workflow("x"),
+            lambda: dbos.resume_workflow("x"),
+            lambda: dbos.list_workflows(),
+            lambda: dbos.list_workflow_steps("x"),
+            lambda: dbos.run_step(None, print),
+        ):
+            with pytest.raises(RuntimeError, match=r"was called while an event loop is running. Use await \w+_async"):
+                operation()
+        await dbos.get_workflow_status_async("x")
+
+    dbos.launch()
+
+    with SetWorkflowID("wf"):
+        await workflow()
+
+    assert recorded("wf") == [(1, "DBOS.getStatus")]
+
+
+def test_more_waiting_coroutines_than_threads_all_end(dbos: type[DBOS]) -> None:
+    @dbos.workflow()
+    async def child() -> int:
+        await asyncio.sleep(0)
+        return 1
+
+    @dbos.workflow()
+    async def parent() -> int:
+        return await child()
+
+    dbos.launch()
+    handles = [dbos.start_workflow(parent) for _ in range(60)]
+
+    assert sum(handle.get_result() for handle in handles) == 60
+    eventually(lambda: not engine().runs.all())

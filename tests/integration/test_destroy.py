@@ -1,0 +1,238 @@
+"""Shutting down: whatever runs or waits comes to an end, and nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+
+from dbos import DBOS, DBOSConfig, SetWorkflowID
+from dbos._error import DBOSDatabaseUnavailableError, DBOSException
+from tests.integration.histories import PATIENCE_S, engine, eventually, row
+
+
+def threads() -> set[str]:
+    return {thread.name for thread in threading.enumerate() if thread.name.startswith("dbos")}
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_workflow_that_waits_is_stopped_and_recovered_by_the_next_launch(
+    dbos: type[DBOS], config: DBOSConfig, is_async: bool
+) -> None:
+    has_begun = threading.Event()
+
+    @dbos.workflow()
+    def workflow() -> str:
+        has_begun.set()
+        if not is_relaunched:
+            dbos.sleep(3600)
+        return "done"
+
+    @dbos.workflow()
+    async def workflow_async() -> str:
+        has_begun.set()
+        if not is_relaunched:
+            await dbos.sleep_async(3600)
+        return "done"
+
+    is_relaunched = False
+    dbos.launch()
+    with SetWorkflowID("wf"):
+        dbos.start_workflow(workflow_async if is_async else workflow)
+    assert has_begun.wait(PATIENCE_S)
+
+    dbos.destroy()
+
+    assert threads() == set()
+    is_relaunched = True
+    DBOS(config=config)
+    dbos.launch()
+    engine().db.change(lambda connection: connection.run("DELETE FROM dbos.operation_outputs"))
+    assert dbos.get_result("wf") == "done"
+
+
+def test_a_running_step_is_recorded_before_the_database_is_closed(dbos: type[DBOS], config: DBOSConfig) -> None:
+    has_begun, calls = threading.Event(), []
+
+    @dbos.step()
+    def step() -> int:
+        calls.append(1)
+        has_begun.set()
+        eventually(lambda: all(run.is_interrupted for run in runs.all()))
+        return 42
+
+    @dbos.workflow()
+    def workflow() -> int:
+        return step()
+
+    dbos.launch()
+    runs = engine().runs
+    with SetWorkflowID("wf"):
+        dbos.start_workflow(workflow)
+    assert has_begun.wait(PATIENCE_S)
+
+    dbos.destroy()
+
+    DBOS(config=config)
+    dbos.launch()
+    assert dbos.get_result("wf") == 42
+    assert len(calls) == 1
+
+
+def test_who_waits_for_a_result_is_told(dbos: type[DBOS]) -> None:
+    errors: list[BaseException] = []
+
+    def wait(call: Any) -> None:
+        try:
+            call()
+        except BaseException as error:
+            errors.append(error)
+
+    @dbos.workflow()
+    def workflow() -> None:
+        has_begun.set()
+        dbos.sleep(3600)
+
+    has_begun = threading.Event()
+    dbos.launch()
+    with SetWorkflowID("wf"):
+        handle = dbos.start_workflow(workflow)
+    assert has_begun.wait(PATIENCE_S)
+    calls = [handle.get_result, dbos.retrieve_workflow("wf").get_result, lambda: dbos.get_result("never"), workflow]
+    waiting = [threading.Thread(target=wait, args=(call,)) for call in calls]
+    for thread in waiting:
+        thread.start()
+    eventually(lambda: len(engine().runs.all()) == 2)
+
+    dbos.destroy()
+
+    for thread in waiting:
+        thread.join(PATIENCE_S)
+        assert not thread.is_alive()
+    assert [type(error) for error in errors] == [DBOSDatabaseUnavailableError] * 4
+
+
+async def test_coroutines_that_wait_are_told(dbos: type[DBOS]) -> None:
+    @dbos.workflow()
+    async def workflow() -> None:
+        await dbos.sleep_async(3600)
+
+    dbos.launch()
+    with SetWorkflowID("wf"):
+        handle = await dbos.start_workflow_async(workflow)
+    waiting = [asyncio.ensure_future(each) for each in (handle.get_result(), dbos.get_result_async("never"))]
+    await asyncio.sleep(0.05)
+
+    await asyncio.to_thread(dbos.destroy)
+
+    results = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), PATIENCE_S)
+    assert [type(result) for result in results] == [DBOSDatabaseUnavailableError] * 2
+
+
+async def test_destroying_on_the_loop_that_runs_the_workflows(dbos: type[DBOS], config: DBOSConfig) -> None:
+    @dbos.workflow()
+    async def workflow(number: int) -> None:
+        await (dbos.sleep_async(3600) if number else asyncio.sleep(3600))
+
+    dbos.launch()
+    for number in range(2):
+        with SetWorkflowID(f"wf{number}"):
+            await dbos.start_workflow_async(workflow, number)
+    await asyncio.sleep(0.05)
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+
+    dbos.destroy()
+
+    await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), PATIENCE_S)
+    assert threads() == set()
+    DBOS(config=config)
+    dbos.launch()
+    assert {(await dbos.get_workflow_status_async(each)).status for each in ("wf0", "wf1")} <= {"PENDING", "ENQUEUED"}  # type: ignore[union-attr]
+
+
+def test_destroy_can_wait_for_what_is_running(dbos: type[DBOS], config: DBOSConfig) -> None:
+    has_begun = threading.Event()
+
+    @dbos.step()
+    def step() -> None: ...
+
+    @dbos.workflow()
+    def workflow() -> str:
+        has_begun.set()
+        for _ in range(50):
+            step()
+        return "done"
+
+    dbos.launch()
+    with SetWorkflowID("wf"):
+        dbos.start_workflow(workflow)
+    assert has_begun.wait(PATIENCE_S)
+
+    dbos.destroy(workflow_completion_timeout_sec=PATIENCE_S)
+
+    DBOS(config=config)
+    dbos.launch()
+    assert row("wf").status == "SUCCESS"
+
+
+def test_launching_and_destroying_again_and_again_leaves_no_thread(dbos: type[DBOS], config: DBOSConfig) -> None:
+    @dbos.step()
+    async def step() -> int:
+        return 1
+
+    @dbos.workflow()
+    async def workflow() -> int:
+        return await step()
+
+    dbos.destroy()
+    before = threading.active_count()
+    for _ in range(30):
+        DBOS(config=config)
+        dbos.launch()
+        assert dbos.start_workflow(workflow).get_result() == 1
+        dbos.destroy()
+
+    assert threads() == set()
+    assert threading.active_count() <= before
+
+
+async def test_launching_and_destroying_within_a_running_loop_leaves_no_thread(
+    dbos: type[DBOS], config: DBOSConfig
+) -> None:
+    @dbos.step()
+    async def step() -> int:
+        return 1
+
+    @dbos.workflow()
+    async def workflow() -> int:
+        return await step()
+
+    dbos.destroy()
+    for _ in range(30):
+        DBOS(config=config)
+        dbos.launch()
+        assert await workflow() == 1
+        assert await (await dbos.start_workflow_async(workflow)).get_result() == 1
+        dbos.destroy()
+
+    assert threads() == set()
+
+
+def test_what_is_called_after_destroy_says_so(dbos: type[DBOS]) -> None:
+    @dbos.workflow()
+    def workflow() -> None: ...
+
+    dbos.launch()
+    handle = dbos.start_workflow(workflow)
+    handle.get_result()
+    dbos.destroy()
+    dbos.destroy()
+
+    with pytest.raises(DBOSException, match="invoked before DBOS initialized"):
+        workflow()
+    with pytest.raises(DBOSException, match="No DBOS was created yet"):
+        dbos.list_workflows()
+    with pytest.raises(DBOSDatabaseUnavailableError, match="destroyed"):
+        handle.get_status()
