@@ -35,14 +35,15 @@ INSERT INTO dbos.operation_outputs ({", ".join(StepRow._fields)})
 SELECT {", ".join(":" + name for name in StepRow._fields)}
 FROM dbos.workflow_status w
 WHERE w.workflow_uuid = :workflow_uuid AND w.run_token = :run_token AND w.status IN ('PENDING', 'CANCELLED')
-  AND EXISTS (SELECT 1 FROM dbos.executor_instances e WHERE e.instance_id = :instance)
-{{lock}}
+  AND EXISTS (SELECT 1 FROM dbos.executor_instances e WHERE e.instance_id = :instance {{lock_instance}})
+{{lock_workflow}}
 ON CONFLICT DO NOTHING
 """
 
-# A take-over changes the workflow's row, and so waits for this transaction or makes it fail as not serializable. (The
-# instance's row cannot be locked here: a heartbeat during the transaction would make that fail likewise, every time.)
-POSTGRES_LOCK = "FOR SHARE OF w"
+# A snapshot may be older than a take-over, a resume or the deletion of the workflow. Each of them changes a locked row:
+# it waits for this transaction, or came before and makes it fail as not serializable. (Heartbeats change the instance's
+# row too, but no key of it.)
+POSTGRES_LOCKS = {"{lock_instance}": "FOR KEY SHARE", "{lock_workflow}": "FOR SHARE OF w"}
 
 FIND_RECORD = """
 SELECT output, error, serialization FROM dbos.transaction_outputs
@@ -135,7 +136,9 @@ class ApplicationDatabase:
 
     def record_step(self, session: Session, step: RecordStep, instance_id: str) -> bool:
         """Record the step in the user's transaction on the system database, under the fence; False if refused."""
-        sql = RECORD_STEP.replace("{lock}", "" if self._is_sqlite else POSTGRES_LOCK).replace("dbos.", self._prefix)
+        sql = RECORD_STEP.replace("dbos.", self._prefix)
+        for place, lock in POSTGRES_LOCKS.items():
+            sql = sql.replace(place, "" if self._is_sqlite else lock)
         result = session.execute(sa.text(sql), {**step._asdict(), "instance": instance_id})
         return bool(result.rowcount)  # type: ignore[attr-defined]  # a CursorResult, since this is an INSERT
 

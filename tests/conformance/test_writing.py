@@ -313,7 +313,7 @@ def test_a_step_that_cannot_be_stored_fails_alone(db: SystemDatabase) -> None:
 
     async def both() -> list[Any]:
         poisonous = db.submit(step("w", 1, output="\ud800"))
-        return await asyncio.gather(poisonous, db.submit(step("w", 2)), return_exceptions=True)
+        return list(await asyncio.gather(poisonous, db.submit(step("w", 2)), return_exceptions=True))
 
     failed, recorded = asyncio.run(both())
 

@@ -179,6 +179,7 @@ async def test_a_caller_that_is_cancelled_at_any_moment_of_a_start_leaves_a_work
 
     for status in await dbos.list_workflows_async():
         assert await asyncio.wait_for(dbos.get_result_async(status.workflow_id), PATIENCE_S) == "done"
+        assert row(status.workflow_id).recovery_attempts == 1
 
 
 async def test_a_step_that_a_workflow_gives_up_on_is_not_recorded(dbos: type[DBOS]) -> None:

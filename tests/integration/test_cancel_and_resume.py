@@ -389,6 +389,7 @@ def test_news_of_a_cancellation_that_arrive_after_the_resume_do_not_stop_the_nex
     gate.open()
 
     assert resumed.get_result() == "done"
+    assert len(runs) == 2
 
 
 def test_many_workflows_are_cancelled_and_resumed_together(dbos: type[DBOS]) -> None:

@@ -31,6 +31,13 @@ class Poison(Exception):
     """This can never be written."""
 
 
+FAILURES: dict[type[BaseException], Failure] = {
+    Lost: Failure.CONNECTION_LOST,
+    Busy: Failure.CONTENTION,
+    Blocked: Failure.BLOCKED,
+}
+
+
 def operation(name: str) -> Call:
     """An operation that is answered with ``done <name>``."""
     return call(len, name)
@@ -87,8 +94,7 @@ class MemoryWriter:
             self.on_reset()
 
     def classify(self, error: BaseException) -> Failure:
-        kinds = {Lost: Failure.CONNECTION_LOST, Busy: Failure.CONTENTION, Blocked: Failure.BLOCKED}
-        return kinds.get(type(error), Failure.REFUSED)  # type: ignore[call-overload,no-any-return]  # not all are ours
+        return FAILURES.get(type(error), Failure.REFUSED)
 
     def idle(self) -> None:
         with self._used():

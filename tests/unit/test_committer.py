@@ -181,7 +181,7 @@ def test_a_batch_is_bounded_in_units(
         gate = hold_writer(writer, committer, threads)
         futures = [committer.submit(operation(str(number))) for number in range(MAX_BATCH_UNITS + 10)]
         gate.open()
-        return await asyncio.gather(*futures)
+        return list(await asyncio.gather(*futures))
 
     results = asyncio.run(submit_many())
 
@@ -264,7 +264,12 @@ async def test_a_loop_is_called_once_for_all_its_futures_of_a_batch(
     loop = asyncio.get_running_loop()
     calls: list[object] = []
     call_soon = loop.call_soon_threadsafe
-    monkeypatch.setattr(loop, "call_soon_threadsafe", lambda *given: (calls.append(given), call_soon(*given)))
+
+    def count(*given: Any) -> object:
+        calls.append(given)
+        return call_soon(*given)
+
+    monkeypatch.setattr(loop, "call_soon_threadsafe", count)
     futures = [committer.submit(operation(str(number))) for number in range(100)]
 
     gate.open()
@@ -547,11 +552,17 @@ def test_an_exclusive_turn_comes_in_order_and_keeps_commits_waiting(
 
 
 async def test_a_turn_that_raises_passes_on(committer: Committer) -> None:
-    with pytest.raises(Poison), committer.exclusive("a transaction"):
-        waiting = committer.submit(operation("a"))
-        raise Poison
+    waiting: list[asyncio.Future[Any]] = []
 
-    assert await waiting == ["done a"]
+    def take_turn() -> None:
+        with committer.exclusive("a transaction"):
+            waiting.append(committer.submit(operation("a")))
+            raise Poison
+
+    with pytest.raises(Poison):
+        take_turn()
+
+    assert await waiting[0] == ["done a"]
     assert is_at_rest(committer)
 
 
@@ -695,8 +706,8 @@ def test_closing_while_a_unit_is_blocked_moves_it_to_the_second_connection_first
     assert neighbour.result(PATIENCE_S) == ["done neighbour"]
     committer.close()
 
-    assert answer.done()
-    assert answer.exception() is None or isinstance(answer.exception(), Blocked | DBOSDatabaseUnavailableError)
+    error = answer.exception(PATIENCE_S)
+    assert error is None or isinstance(error, Blocked | DBOSDatabaseUnavailableError)
     assert second_writer.is_closed
 
 

@@ -182,7 +182,13 @@ class PostgresConnection:
         for position, value in enumerate(values):
             if isinstance(value, list | tuple):
                 values[position] = array_literal(value)
-        return self.raw.execute(rendered.sql, values, prepare=True)
+        try:
+            return self.raw.execute(rendered.sql, values, prepare=True)
+        except psycopg.OperationalError as error:
+            if error.sqlstate is None and not self.raw.closed:
+                # The driver's own, such as too many parameters: it must not pass for a connection that was lost.
+                raise psycopg.ProgrammingError(str(error)) from error
+            raise
 
     def all(self, sql: str, /, **parameters: Any) -> list[tuple[Any, ...]]:
         return self._execute(sql, parameters).fetchall()
@@ -362,8 +368,10 @@ class PostgresWriter:
         self._open()
 
     def classify(self, error: BaseException) -> Failure:
-        if self._raw.closed or self._raw.broken:
+        if self._raw.closed:
             return Failure.CONNECTION_LOST
+        if getattr(error, "sqlstate", None) is None:
+            return Failure.REFUSED  # the driver's own, such as too many parameters: the connection is well
         return self._dialect.classify(error)
 
     def idle(self) -> None:

@@ -336,11 +336,14 @@ def _select(filter: WorkflowFilter) -> sa.Select[tuple[object, ...]]:
         (c.executor_id, filter.executor_ids),
     ):
         if values:
-            query = query.where(column.in_(list(values)))
+            # As one parameter, however many there are: placeholders are limited, and each number of them would be a
+            # statement of its own.
+            name = f"{column.name}_list"
+            query = query.where(sa.text(f"{column.name} IN :{name}").bindparams(**{name: list(values)}))
     if filter.workflow_id_prefixes:
-        query = query.where(
-            sa.or_(*(c.workflow_uuid.startswith(prefix, autoescape=True) for prefix in filter.workflow_id_prefixes))
-        )
+        # LIKE disregards the case on SQLite.
+        prefixes = filter.workflow_id_prefixes
+        query = query.where(sa.or_(*(sa.func.substr(c.workflow_uuid, 1, len(each)) == each for each in prefixes)))
     if filter.created_from_ms is not None:
         query = query.where(c.created_at >= filter.created_from_ms)
     if filter.created_to_ms is not None:

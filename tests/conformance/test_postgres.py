@@ -1,0 +1,484 @@
+"""What only PostgreSQL does: connections that are lost, locked rows, notifications, plans, odd schema names."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import psycopg
+import pytest
+
+from dbos import DBOSConfig
+from dbos._clock import SystemClock
+from dbos._dbos_config import Settings, process_config
+from dbos._sys_db import SystemDatabase
+from dbos._sysdb.connection import Connection
+from dbos._sysdb.dialects import postgres
+from dbos._sysdb.dialects.postgres import array_literal
+from dbos._sysdb.operations import StepRecorded
+from dbos._sysdb.stores import workflow_status
+from dbos._sysdb.stores.operation_outputs import HISTORY
+from dbos._sysdb.stores.workflow_status import WorkflowFilter
+from tests.conformance.proxy import Proxy
+from tests.conformance.values import begin, child, enqueue, executor, outcome, record, row, start, status, step, steps
+from tests.postgres_server import Cluster, PostgresServer
+from tests.unit.memory_writer import eventually
+
+pytestmark = pytest.mark.postgres
+
+OpenDatabase = Callable[..., SystemDatabase]
+
+
+@pytest.fixture
+def config(migrated_postgres_url: str) -> DBOSConfig:
+    return {"name": "test-app", "system_database_url": migrated_postgres_url}
+
+
+@pytest.fixture
+def psql(migrated_postgres_url: str) -> Iterator[psycopg.Connection[Any]]:
+    """Somebody's own session on the same database."""
+    with psycopg.connect(migrated_postgres_url, autocommit=True) as connection:
+        yield connection
+
+
+def terminate_all(psql: psycopg.Connection[Any]) -> int:
+    """End every session of ours: writers, readers, the listener."""
+    ended = psql.execute(
+        "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    ).fetchone()
+    assert ended is not None
+    count: int = ended[0]
+    return count
+
+
+# -- connections that are lost ----------------------------------------------------------------------------------------
+
+
+def test_writers_and_readers_connect_again(db: SystemDatabase, psql: psycopg.Connection[Any]) -> None:
+    begin(db, start())
+    for _ in range(3):
+        assert terminate_all(psql) >= 2
+
+        assert row(db).status == "PENDING"
+        assert record(db, step()) == StepRecorded("PENDING", None)
+        large = step("w", 2, output="x" * 2_000_000)
+        assert record(db, large) == StepRecorded("PENDING", None)
+
+
+async def test_units_of_coroutines_survive_a_lost_connection(db: SystemDatabase, psql: psycopg.Connection[Any]) -> None:
+    begin(db, start())
+
+    for number in range(5):
+        futures = [db.submit(step("w", number * 100 + each)) for each in range(50)]
+        terminate_all(psql)
+        results = await asyncio.gather(*futures)
+        assert [result[0] for result in results] == [StepRecorded("PENDING", None)] * 50
+
+    assert len(steps(db)) == 250
+
+
+def test_a_listener_connects_again_and_says_that_anything_may_have_happened(
+    db: SystemDatabase, open_database: OpenDatabase, psql: psycopg.Connection[Any]
+) -> None:
+    other = open_database("theirs")
+    other.listen(lambda topic: None)
+    heard: list[str | None] = []
+    db.listen(heard.append)
+    eventually(lambda: heard == [None])
+
+    terminate_all(psql)
+    eventually(lambda: heard == [None, None], "listening again")
+    other.publish("queue:mail")
+
+    eventually(lambda: heard == [None, None, "queue:mail"], "the notification")
+
+
+def test_a_read_does_not_try_every_connection_that_was_lost(db: SystemDatabase, psql: psycopg.Connection[Any]) -> None:
+    """Eight stale connections once cost eight attempts, and their pauses add up to ten seconds."""
+    ready = threading.Barrier(8)
+    threads = [threading.Thread(target=db.read, args=(lambda connection: ready.wait(10),)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    terminate_all(psql)
+    attempts: list[int] = []
+
+    def verb(connection: Connection) -> object:
+        attempts.append(1)
+        return connection.one("SELECT 1")
+
+    assert db.read(verb) == (1,)
+    assert len(attempts) == 2
+
+
+@pytest.mark.parametrize(
+    ("operation", "is_single"),
+    [
+        (start("new", run_token="new token"), True),
+        (step(), True),
+        (outcome(), True),
+        (child("child", "w", 1, run_token="child token"), False),
+    ],
+    ids=["start", "step", "outcome", "child"],
+)
+def test_an_answer_to_commit_that_was_lost_changes_nothing(
+    settings: Settings, db: SystemDatabase, operation: Any, is_single: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(db, start())
+    if "host" not in parse_qs(urlsplit(settings.system_database_url).query):
+        pytest.skip("the proxy speaks to a socket in the file system")
+    with Proxy.before(settings.system_database_url) as proxy:
+        cut = SystemDatabase(replace(settings, system_database_url=proxy.url), SystemClock(), "tag")
+        cut.fence("ours")
+        proxy.cut_answer_to(b"unnest" if is_single else b"COMMIT")
+
+        answer = cut.commit(operation)[0]
+        again = cut.commit(operation)[0]
+
+        assert proxy.cuts == 1
+        cut.close()
+    expected: dict[str, object] = {
+        "StartWorkflow": (True, None, None),
+        "RecordStep": StepRecorded("PENDING", None),
+        "RecordOutcome": (True,),
+    }
+    assert answer == again == expected[type(operation).__name__]
+
+
+def test_a_server_that_restarts_is_waited_for(private_postgres: Cluster) -> None:
+    url = private_postgres.url("restarted")
+    db = SystemDatabase(process_config({"name": "test-app", "system_database_url": url}, {}), SystemClock(), "tag")
+    begin(db, start(owner_instance=None))
+    private_postgres.stop("immediate")
+    answers: list[StepRecorded] = []
+    committing = threading.Thread(target=lambda: answers.append(record(db, step())))
+    committing.start()
+
+    private_postgres.start()
+    committing.join(30)
+
+    assert answers == [StepRecorded("PENDING", None)]
+    private_postgres.stop()
+    db.close()  # ends although the server is away
+
+
+def test_a_server_that_was_demoted_is_left_for_another_connection(db: SystemDatabase) -> None:
+    """Its sessions look healthy and refuse to write; only a new connection finds the new primary."""
+    begin(db, start())
+
+    def pin_read_only(connection: Connection) -> None:
+        connection.run("SET default_transaction_read_only = on")
+
+    db.change(pin_read_only)
+
+    assert record(db, step()) == StepRecorded("PENDING", None)
+
+
+# -- locked rows ------------------------------------------------------------------------------------------------------
+
+
+def test_a_unit_that_needs_a_locked_row_waits_elsewhere_and_the_others_go_on(
+    db: SystemDatabase, psql: psycopg.Connection[Any]
+) -> None:
+    begin(db, start("locked"))
+    begin(db, start("free"))
+    answers: list[bool] = []
+    with psql.transaction():
+        psql.execute("SELECT 1 FROM dbos.workflow_status WHERE workflow_uuid = 'locked' FOR UPDATE")
+        waiting = threading.Thread(target=lambda: answers.append(db.commit(outcome("locked"))[0].is_applied))
+        waiting.start()
+
+        for number in range(20):
+            assert record(db, step("free", number)) == StepRecorded("PENDING", None)
+        assert db.commit(outcome("free"))[0].is_applied
+        assert record(db, step("locked", 1, output="x" * 2_000_000)) == StepRecorded("PENDING", None)
+        assert answers == []
+
+    waiting.join(10)
+    assert answers == [True]
+    assert status(db, "locked") == "SUCCESS"
+
+
+async def test_a_deduplication_id_in_somebodys_open_transaction_is_waited_for(
+    db: SystemDatabase, psql: psycopg.Connection[Any]
+) -> None:
+    psql.execute("BEGIN")
+    psql.execute(
+        "INSERT INTO dbos.workflow_status (workflow_uuid, status, queue_name, deduplication_id) "
+        "VALUES ('theirs', 'ENQUEUED', 'mail', 'invoice')"
+    )
+    waiting = db.submit(enqueue("ours", deduplication_id="invoice"))
+
+    results = await asyncio.gather(*(db.submit(enqueue(f"w{number}")) for number in range(5)))
+
+    assert all(result[0].created for result in results)
+    assert not waiting.done()
+    psql.execute("ROLLBACK")
+    assert (await waiting)[0].created
+
+
+def test_closing_does_not_wait_for_somebodys_lock(db: SystemDatabase, psql: psycopg.Connection[Any]) -> None:
+    begin(db, start())
+    failures: list[BaseException] = []
+
+    def finish() -> None:
+        try:
+            db.commit(outcome())
+        except psycopg.Error as error:
+            failures.append(error)
+
+    with psql.transaction():
+        psql.execute("SELECT 1 FROM dbos.workflow_status FOR UPDATE")
+        waiting = threading.Thread(target=finish)
+        waiting.start()
+        eventually(
+            lambda: psql.execute("SELECT count(*) FROM pg_locks WHERE NOT granted").fetchone() == (1,), "waiting"
+        )
+        db.close()
+        waiting.join(10)
+
+    assert len(failures) == 1
+
+
+# -- poison -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_row_that_fits_no_index_fails_alone(db: SystemDatabase) -> None:
+    """Taken for a lost connection, it once had the whole batch repeated for ever."""
+    too_long = os.urandom(8000).hex()
+
+    poisonous, good = db.submit(enqueue(too_long)), db.submit(enqueue("good"))
+
+    with pytest.raises(psycopg.errors.ProgramLimitExceeded):
+        await poisonous
+    assert (await good)[0].created
+
+
+async def test_text_with_a_zero_byte_fails_alone(db: SystemDatabase) -> None:
+    begin(db, start())
+
+    poisonous, good = db.submit(step("w", 1, output="a\0b")), db.submit(step("w", 2))
+
+    with pytest.raises(psycopg.DataError):
+        await poisonous
+    assert await good == [StepRecorded("PENDING", None)]
+
+
+def test_a_statement_timeout_is_an_error_and_not_repeated(db: SystemDatabase) -> None:
+    attempts: list[int] = []
+
+    def slow(connection: Connection) -> None:
+        attempts.append(1)
+        connection.run("SET LOCAL statement_timeout = 1")
+        connection.all("SELECT pg_sleep(10)")
+
+    with pytest.raises(psycopg.errors.QueryCanceled):
+        db.change(slow)
+
+    assert len(attempts) == 1
+    assert begin(db, start()).created
+
+
+# -- arrays, schemas, settings ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [],
+        [None],
+        ["", "NULL", "null", None],
+        ["{}", "{a,b}", '"', '\\"', "\\", "a,b", " x ", "\n\t\r\v", "'", "$1"],
+        ["東京", "🚀", "e\u0301", "\x01\x7f\u200b"],
+    ],
+)
+def test_an_array_literal_means_its_values(psql: psycopg.Connection[Any], values: list[str | None]) -> None:
+    found = psql.execute("SELECT %s::text[]", [array_literal(values)]).fetchone()
+
+    assert found == (values,)
+
+
+@pytest.mark.parametrize(
+    "schema", ['a"b', "a%b", "a;drop", "we:ird", "東京", "UPPER case", "$1", "x IN :ids", "dbos.dbos"]
+)
+def test_a_schema_may_have_any_name(postgres_url: str, schema: str) -> None:
+    config: DBOSConfig = {"name": "test-app", "system_database_url": postgres_url, "dbos_system_schema": schema}
+    db = SystemDatabase(process_config(config, {}), SystemClock(), "tag")
+    try:
+        db.change(db.executors.register, executor())
+        db.fence("ours")
+        begin(db, start())
+        record(db, step())
+        db.commit(outcome())
+
+        assert status(db) == "SUCCESS"
+        assert len(steps(db)) == 1
+        found = db.read(db.workflows.list, WorkflowFilter(workflow_ids=["w"], workflow_id_prefixes=["w"], limit=5))
+        assert [each.workflow_uuid for each in found] == ["w"]
+        assert db.change(db.workflows.cancel, ["w"], 1) == []
+    finally:
+        db.close()
+
+
+def test_two_schemas_of_one_database_do_not_meet(postgres_url: str) -> None:
+    def open_schema(schema: str) -> SystemDatabase:
+        config: DBOSConfig = {"name": "test-app", "system_database_url": postgres_url, "dbos_system_schema": schema}
+        return SystemDatabase(process_config(config, {}), SystemClock(), schema)
+
+    one, other = open_schema("one"), open_schema("other")
+    heard: list[str | None] = []
+    other.listen(heard.append)
+    one.listen(lambda topic: None)
+    eventually(lambda: heard == [None])
+
+    begin(one, start(owner_instance=None))
+    one.publish("queue:mail")
+    one.close()  # what was published is sent before
+
+    assert other.read(other.workflows.get, "w") is None
+    other.close()
+    assert heard == [None]
+
+
+def test_prepared_statements_can_be_switched_off(settings: Settings) -> None:
+    unprepared = replace(settings, db_engine_kwargs={"connect_args": {"prepare_threshold": None}})
+    db = SystemDatabase(unprepared, SystemClock(), "tag")
+
+    def prepared(connection: Connection) -> object:
+        return connection.all("SELECT statement FROM pg_prepared_statements")
+
+    for number in range(10):
+        begin(db, start(f"w{number}", owner_instance=None))
+
+    assert db.change(prepared) == []
+    assert db.read(prepared) == []
+    db.close()
+
+
+# -- notifications ----------------------------------------------------------------------------------------------------
+
+
+def test_topics_are_sent_once_however_often_they_are_published(db: SystemDatabase, open_database: OpenDatabase) -> None:
+    other = open_database("theirs")
+    heard: list[str | None] = []
+    db.listen(heard.append)
+    eventually(lambda: heard == [None])
+
+    for _ in range(1000):
+        other.publish("nobody listens yet")
+    other.listen(lambda topic: None)
+    for _ in range(1000):
+        other.publish("queue:mail")
+        other.publish("workflow")
+    other.publish("last")
+
+    eventually(lambda: "last" in heard, "the last one")
+    assert {"queue:mail", "workflow"} <= set(heard)
+    assert len(heard) < 500
+
+
+def test_a_topic_that_is_too_long_for_a_notification_wakes_all_the_same(
+    db: SystemDatabase, open_database: OpenDatabase
+) -> None:
+    other = open_database("theirs")
+    heard: list[str | None] = []
+    db.listen(heard.append)
+    other.listen(lambda topic: None)
+    eventually(lambda: heard == [None])
+
+    other.publish("queue:" + "é" * 20_000)
+
+    eventually(lambda: len(heard) == 2)
+    assert str(heard[1]).startswith("queue:é")
+
+
+def test_without_listen_and_notify_nothing_is_listened_to_and_nothing_sent(
+    settings: Settings, db: SystemDatabase, psql: psycopg.Connection[Any]
+) -> None:
+    silent = SystemDatabase(replace(settings, use_listen_notify=False), SystemClock(), "silent")
+    threads = threading.active_count()
+    heard: list[str | None] = []
+
+    silent.listen(heard.append)
+    silent.publish("queue:mail")
+
+    assert threading.active_count() == threads
+    listening = psql.execute("SELECT count(*) FROM pg_stat_activity WHERE query ILIKE 'LISTEN%'").fetchone()
+    assert listening == (0,)
+    silent.close()
+    assert heard == []
+
+
+# -- plans ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def filled(postgres_server: PostgresServer, migrated_template: str) -> Iterator[SystemDatabase]:
+    """A database with 50 000 finished workflows."""
+    url = postgres_server.create_database(migrated_template)
+    db = SystemDatabase(process_config({"name": "test-app", "system_database_url": url}, {}), SystemClock(), "tag")
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO dbos.workflow_status (workflow_uuid, status, name, run_token, inputs) "
+            "SELECT 'w' || n, 'SUCCESS', 'order', 'token', '[]' FROM generate_series(1, 50000) n"
+        )
+        connection.execute(
+            "INSERT INTO dbos.operation_outputs (workflow_uuid, function_id, function_name) "
+            "SELECT 'w' || n, 1, 'pay' FROM generate_series(1, 50000) n"
+        )
+        connection.execute("ANALYZE")
+    yield db
+    db.close()
+    postgres_server.drop_database(url)
+
+
+def arrays(fields: tuple[str, ...], operations: list[Any]) -> dict[str, Any]:
+    columns = zip(*operations, strict=True)
+    return {"instance": "ours", **{name: list(column) for name, column in zip(fields, columns, strict=True)}}
+
+
+STARTS = [(*start(f"new {number}")[:-1], None) for number in range(64)]
+STEPS = [step(f"w{number}", 2) for number in range(1, 65)]
+OUTCOMES = [outcome(f"w{number}") for number in range(1, 65)]
+IDS = [f"w{number}" for number in range(1, 65)]
+
+
+@pytest.mark.parametrize(
+    ("statement", "parameters"),
+    [
+        (postgres.INSERT_WORKFLOWS, arrays((*start()._fields[:-1], "parent_run_token"), STARTS)),
+        (postgres.INSERT_STEPS, arrays(step()._fields, STEPS)),
+        (postgres.UPDATE_OUTCOMES, arrays(outcome()._fields, OUTCOMES)),
+        (postgres.SELECT_WORKFLOWS, {"ids": IDS}),
+        (postgres.SELECT_RUNS, {"ids": IDS, "tokens": ["token"]}),
+        (postgres.SELECT_STEPS, {"ids": IDS, "function_ids": [1] * 64}),
+        (postgres.SELECT_HOLDERS, {"queue_names": ["mail"], "deduplication_ids": ["invoice"]}),
+        (HISTORY, {"ids": IDS, "after_id": "", "after_function": -1, "page_rows": 2000}),
+        (workflow_status.GET, {"ids": IDS}),
+        (workflow_status.UNSETTLED, {"ids": IDS}),
+        (workflow_status.RUNNING, {"instance": "ours"}),
+        (workflow_status.HAS_ORPHANS, {"application_version": "v1"}),
+        (workflow_status.CANCEL, {"ids": IDS, "now_ms": 1}),
+    ],
+    ids=[
+        "start", "step", "outcome", "existing", "runs", "recorded", "holders",
+        "history", "get", "unsettled", "running", "orphans", "cancel",
+    ],
+)  # fmt: skip
+def test_hot_statements_go_by_an_index(filled: SystemDatabase, statement: str, parameters: dict[str, Any]) -> None:
+    def explain(connection: Connection) -> list[str]:
+        return [line for (line,) in connection.all("EXPLAIN " + statement, **parameters)]
+
+    plan = "\n".join(filled.change(explain))
+
+    assert "Hash Join" not in plan
+    assert "Merge Join" not in plan
+    for table in ("workflow_status", "operation_outputs"):
+        assert f"Seq Scan on {table}" not in plan, plan
