@@ -166,7 +166,7 @@ class SetWorkflowID(_Scope):
             raise DBOSException(
                 f"Invalid workflow ID {wfid!r}: a workflow ID is a string that is not blank and has no NUL character."
             )
-        self.wfid = wfid
+        self.wfid = str.__str__(wfid)  # of an enumeration's member, its value
 
     def _change(self, context: Context) -> Context:
         return replace(context, assigned_id=AssignedId(self.wfid))

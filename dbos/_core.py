@@ -8,6 +8,7 @@ them they work too, because the decorators reach through them.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import inspect
 import logging
@@ -260,7 +261,7 @@ async def run_as_step_async(
     # In a thread a function cannot be stopped; its predicate is awaited all the same.
     step.policy.check(step.name, is_async=is_async or not step.policy.is_limited)
     if not is_async:
-        step = replace(step, func=_in_thread(func))
+        step = replace(step, func=_in_thread(engine, func))
     context = current_context()
     if context is None or not context.is_in_workflow_body or context.run is None:
         return await step.func(*args, **kwargs)
@@ -292,10 +293,11 @@ def _blocking_step(engine: Engine, step: StepFunction) -> StepFunction:
     return replace(step, func=_blocking_on_own_loop(engine, step.func), policy=policy)
 
 
-def _in_thread(func: Callable[..., Any]) -> Callable[..., Any]:
+def _in_thread(engine: Engine, func: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(func, updated=())
     async def call(*args: Any, **kwargs: Any) -> Any:
-        value = await asyncio.to_thread(in_thread, args, kwargs)
+        context = contextvars.copy_context()
+        value = await engine.workers.threads.call(lambda: context.run(in_thread, args, kwargs))
         return await value if inspect.isawaitable(value) else value
 
     def in_thread(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -315,7 +317,7 @@ def execute_in_background(engine: Engine, run: Run, *, loop: asyncio.AbstractEve
     """Execute a run in a thread, or, if it is a coroutine, on ``loop`` (by default the application's or our own)."""
     if run.function.is_async:
         run.loop = loop or engine.loops.background()
-        engine.loops.spawn(_execute_async(engine, run), run.loop)
+        engine.loops.spawn(_execute_async(engine, run), run.loop, lambda: engine.runs.remove(run))
     else:
         engine.workers.submit(lambda: _execute(engine, run))
 

@@ -9,6 +9,7 @@ of :mod:`dbos._operations`, in a blocking and in a coroutine form.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import logging
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
@@ -71,10 +72,23 @@ class _Process:
 _process = _Process()
 
 
+def _shut_down_at_exit() -> None:
+    runtime = _process.runtime
+    if runtime is None:
+        return
+    running = len(runtime.engine.runs.all())
+    if running:
+        logger.warning(
+            "The process ends with %s workflow(s) running. They stay PENDING, and are recovered by the next launch.",
+            running,
+        )
+    DBOS.destroy()
+
+
 def _find_engine() -> Engine:
     instance = _process.instance
     if instance is None:
-        raise DBOSException("No DBOS was created yet")
+        raise DBOSException("No DBOS was created yet: make one with DBOS(config=...), then call DBOS.launch()")
     return instance._runtime.engine
 
 
@@ -127,6 +141,7 @@ class DBOS:
     """
 
     _runtime: Runtime
+    _config: DBOSConfig
 
     def __new__(cls, *, config: DBOSConfig, conductor_url: str | None = None, conductor_key: str | None = None) -> DBOS:
         if _process.instance is None:
@@ -134,7 +149,12 @@ class DBOS:
             instance = super().__new__(cls)
             instance._runtime = Runtime(settings, _process.registry, SystemClock())
             _process.registry.engine = instance._runtime.engine
+            instance._config = config
             _process.instance = instance
+        elif config != _process.instance._config:
+            logger.warning(
+                "There is a DBOS object already: another configuration has no effect. Call DBOS.destroy() first."
+            )
         return _process.instance
 
     # -- lifecycle -----------------------------------------------------------------------------------------------------
@@ -145,6 +165,10 @@ class DBOS:
 
         Configured instances and functions must exist by now, so that recovery finds them. Without a DBOS object, or
         when it was launched already, nothing happens.
+
+        When the process ends, it is shut down as by :meth:`destroy`: workflows that are still running in the background
+        stay PENDING, and are recovered by the next launch. Wait for their handles, or destroy with a timeout, to have
+        them end first.
 
         Raises:
             DBOSSchemaVersionError: the database was made by a newer release.
@@ -163,6 +187,7 @@ class DBOS:
             logger.exception("DBOS failed to launch:")
             raise
         _process.runtime = instance._runtime
+        atexit.register(_shut_down_at_exit)
 
     @classmethod
     def destroy(cls, *, destroy_registry: bool = False, workflow_completion_timeout_sec: float = 0) -> None:
@@ -572,11 +597,14 @@ class DBOS:
         """Let an unfinished workflow (cancelled, given up, or stuck) go on from its last recorded operation.
 
         Args:
-            workflow_id: The workflow's id; a finished or unknown one is left alone.
+            workflow_id: The workflow's id; a finished one is left alone.
             queue_name: The queue to enqueue it in, by default one of the library that runs it at once.
 
         Returns:
             A handle to await it with.
+
+        Raises:
+            DBOSNonExistentWorkflowError: there is no such workflow.
         """
         return cls._resume([workflow_id], queue_name, "resume_workflow")[0]
 

@@ -66,7 +66,9 @@ class Registry(Generic[EngineT]):
             DBOSException: there is no DBOS object yet.
         """
         if self.engine is None:
-            raise DBOSException(f"Function {name} invoked before DBOS initialized")
+            raise DBOSException(
+                f"Function {name} invoked before DBOS initialized: make DBOS(config=...) and call DBOS.launch() first"
+            )
         return self.engine
 
     def register_workflow(self, function: WorkflowFunction) -> None:

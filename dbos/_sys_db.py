@@ -13,8 +13,11 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import Any, TypeVar
 
 from dbos._clock import Clock
+from dbos._database_urls import mask_url
 from dbos._dbos_config import Settings
+from dbos._error import DBOSException, DBOSInitializationError
 from dbos._sysdb.committer import Committer
+from dbos._sysdb.connection import Connection
 from dbos._sysdb.dialects import open_dialect
 from dbos._sysdb.dialects.base import Dialect, FencedWriter, Listener
 from dbos._sysdb.operations import Operation, call
@@ -50,10 +53,11 @@ class SystemDatabase:
         dialect: Dialect | None = None,
     ) -> None:
         self.clock = clock
+        self._url = settings.system_database_url
         self.dialect = dialect or open_dialect(settings, process_tag)
         self.wakeups = Wakeups()
         self.workflows = WorkflowStatusStore(
-            skip_locked=self.dialect.skip_locked, dialect=self.dialect.sqlalchemy_dialect()
+            skip_locked=self.dialect.skip_locked, sqlalchemy_dialect=self.dialect.sqlalchemy_dialect
         )
         self.operations = OperationOutputsStore()
         self.executors = ExecutorsStore()
@@ -66,7 +70,15 @@ class SystemDatabase:
             self._opened = opened.pop_all()
 
     def _open(self, opened: ExitStack, may_migrate: bool) -> None:
-        self.dialect.prepare(may_migrate=may_migrate)
+        try:
+            self.dialect.prepare(may_migrate=may_migrate)
+        except DBOSException:
+            raise
+        except Exception as error:  # whatever driver and file system say about a database that cannot be opened
+            raise DBOSInitializationError(
+                f"The system database {mask_url(self._url)} cannot be used ({type(error).__name__}: {error}). "
+                "Check system_database_url, and that the database is reachable and may be written."
+            ) from error
         self._readers = Readers(self.dialect)
         opened.callback(self._readers.close)
         overflow: Committer | None = None
@@ -94,10 +106,16 @@ class SystemDatabase:
 
     def synchronize_clock(self) -> None:
         """Measure how far this machine's clock is from the one that all processes share."""
-        before = self.clock.now_ms()
-        row = self.read(lambda connection: connection.one(f"SELECT {self.dialect.now_ms}"))
-        after = self.clock.now_ms()
-        self._clock_offset_ms = int(row[0]) - (before + after) // 2 if row and self.dialect.has_own_clock else 0
+        if not self.dialect.has_own_clock:
+            return
+
+        def measure(connection: Connection) -> int:
+            before = self.clock.now_ms()
+            row = connection.one(f"SELECT {self.dialect.now_ms}")
+            assert row is not None
+            return int(row[0]) - (before + self.clock.now_ms()) // 2
+
+        self._clock_offset_ms = self.read(measure)
 
     def now_ms(self) -> int:
         """The time by the shared clock, in milliseconds since the epoch: for deadlines and whatever others compare."""
@@ -130,9 +148,7 @@ class SystemDatabase:
 
     def read_async(self, verb: Callable[..., R], *arguments: Any) -> asyncio.Future[R]:
         """Run a store's verb on a read connection; returns a future of the running loop."""
-        return asyncio.get_running_loop().run_in_executor(
-            self._readers.threads, lambda: self._readers.read(verb, *arguments)
-        )
+        return self._readers.read_async(verb, *arguments)
 
     # -- hearing of others -------------------------------------------------------------------------------------------
 

@@ -96,7 +96,8 @@ def claim_by_id(engine: Engine, workflow_id: str) -> Flow[Run | None]:
     if row is None:
         raise DBOSRecoveryError(workflow_id, "Workflow status not found")
     resolve(engine, row)
-    if engine.runs.get(workflow_id) is not None:
+    seen_token = row.run_token or ""
+    if engine.runs.is_accounted(workflow_id, seen_token):
         return None
     run_token = new_token()
     claim = partial(
@@ -106,6 +107,7 @@ def claim_by_id(engine: Engine, workflow_id: str) -> Flow[Run | None]:
         executor_id=engine.executor_id,
         application_version=engine.application_version,
         run_token=run_token,
+        seen_token=seen_token,
         now_ms=engine.db.now_ms(),
     )
     with engine.runs.expecting(run_token):

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 from dbos._clock import Clock
 from dbos._dbos_config import Settings
 from dbos._engine.run import Run, Runs
-from dbos._engine.workers import Workers
 from dbos._error import DBOSDatabaseUnavailableError, DBOSException
 from dbos._ids import new_instance_id
 from dbos._registry import Registry
 from dbos._serialization import Serialization
 from dbos._sys_db import SystemDatabase
 from dbos._sysdb.wakeups import WORKFLOW, Signal
+from dbos._threads import Workers
 
 if TYPE_CHECKING:
     from dbos._app_db import ApplicationDatabase
@@ -50,7 +50,7 @@ class Engine:
         self.application_id = settings.application_id
         self.instance_id = new_instance_id()
         self.runs = Runs()
-        self.workers = Workers(settings.max_executor_threads)
+        self.workers = Workers(settings.max_executor_threads, "dbos-executor")
         self.loops = Loops()
         self.lease_guard = float("inf")  # monotonic time from which no new step body may start
         self.lease_renewed = Signal()
@@ -81,7 +81,7 @@ class Engine:
                     "DBOS was launched in the process that this one was forked from, and its connections cannot be "
                     "shared. Call DBOS.destroy(), then construct and launch DBOS in this process."
                 )
-            raise DBOSException("System database accessed before DBOS was launched")
+            raise DBOSException("System database accessed before DBOS was launched: call DBOS.launch() first")
         return self._db
 
     @property
@@ -206,13 +206,19 @@ class Loops:
             loop.run_until_complete(loop.shutdown_asyncgens())
             loop.close()
 
-    def spawn(self, coroutine: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> None:
-        """Run a coroutine on ``loop`` and keep hold of it: the loop itself would let it be collected."""
+    def spawn(
+        self, coroutine: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop, on_end: Callable[[], None]
+    ) -> None:
+        """Run a coroutine on ``loop`` and keep hold of it: the loop itself would let it be collected.
+
+        ``on_end`` is called when it has ended, also if it was cancelled before it began.
+        """
 
         def create(loop: asyncio.AbstractEventLoop) -> None:
             task = loop.create_task(coroutine)
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(lambda _: on_end())
 
         if _running_loop() is loop:
             create(loop)

@@ -15,7 +15,7 @@ from dbos._engine.engine import Engine
 from dbos._engine.flow import Expired, Flow, Invoke, Limit, Outcome, Pause, Raised, Returned, conclude
 from dbos._engine.run import Run
 from dbos._engine.workflow import commit_step, replayed
-from dbos._error import DBOSException, DBOSMaxStepRetriesExceeded, DBOSStepTimeoutError
+from dbos._error import DBOSException, DBOSMaxStepRetriesExceeded, DBOSStepTimeoutError, DBOSWorkflowConflictIDError
 from dbos._registrations import DBOSFuncInfo, required_roles_of
 from dbos._sysdb.operations import RecordStep
 from dbos._sysdb.wakeups import Signal
@@ -109,6 +109,11 @@ def run_step(
     try:
         existing = yield from commit_step(run, record)
     except Exception as error:
+        if not engine.db.dialect.refuses_value(error):
+            # Whatever this is, it is no failure of the step and must not look like one to the user's code.
+            logger.error("the result of step %s of %s was not stored: %s", function_id, run.workflow_id, error)
+            run.lose()
+            raise DBOSWorkflowConflictIDError(run.workflow_id) from error
         # The database refuses this very record (too large, say). The step has run: what replays must be the same
         # error every time, never another attempt, so it is recorded in the result's place.
         logger.error("the result of step %s of workflow %s cannot be stored: %s", function_id, run.workflow_id, error)

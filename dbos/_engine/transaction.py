@@ -11,8 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy.exc import InvalidRequestError
-
 from dbos._context import Context, install, restore
 from dbos._engine.engine import Engine
 from dbos._engine.flow import Outcome, Raised, Returned, drive
@@ -153,6 +151,8 @@ class _Attempt:
         except Exception as error:
             if self._database.is_retryable(error):
                 raise
+            from sqlalchemy.exc import InvalidRequestError  # slow to import, and loaded with the first transaction
+
             if isinstance(error, InvalidRequestError):
                 logger.error("A transaction commits when its function returns; it may not call commit() or rollback().")
             step, outcome = encode_step(

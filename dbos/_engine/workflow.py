@@ -143,6 +143,7 @@ def begin(
         yield from _find_out_why(engine, parent)
     else:
         _check_same(start, started.existing, function)
+        _warn_of_other_version(engine, started.existing)
         if parent is not None and start.parent_step is not None:
             yield from commit_step(parent, start.parent_step)
     return start.workflow_uuid
@@ -268,6 +269,20 @@ def _inner_context(context: Context) -> Context:
     )
 
 
+def _warn_of_other_version(engine: Engine, existing: StatusRow) -> None:
+    version = existing.application_version
+    if existing.status in ("PENDING", "ENQUEUED") and version not in (None, engine.application_version):
+        logger.warning(
+            "Workflow %s exists already, is unfinished, and belongs to application version %s; this process runs %s "
+            "and waits until a process of that version finishes it. To finish it here, set application_version to %s "
+            "in the configuration.",
+            existing.workflow_uuid,
+            version,
+            engine.application_version,
+            version,
+        )
+
+
 def _check_same(start: StartWorkflow, existing: StatusRow, function: WorkflowFunction) -> None:
     def differs(what: str, stored: str | None, supplied: str | None) -> DBOSConflictingWorkflowError:
         return DBOSConflictingWorkflowError(
@@ -350,6 +365,8 @@ def _finish(engine: Engine, run: Run, outcome: Outcome) -> Flow[None]:
     except DBOSDatabaseUnavailableError:
         raise
     except Exception as error:
+        if not engine.db.dialect.refuses_value(error):
+            raise  # it stays PENDING, and is executed again from what is recorded
         # The database refuses this very record (too large, say). It would do so in every execution, so it is the
         # outcome, and not a reason to begin again.
         logger.error("the outcome of workflow %s cannot be stored: %s", run.workflow_id, error)
@@ -434,6 +451,8 @@ def await_outcome(
     while True:
         signal = Signal()
         local = local or engine.runs.get(workflow_id)
+        if local is not None and local.is_interrupted and not local.finished.is_set:
+            local = None  # it was stopped, and may be long in noticing; the row knows what became of the workflow
         with engine.db.wakeups.waiting(workflow_key(workflow_id), signal), ExitStack() as stack:
             engine.check_open()  # after the signal is in place: closing sets it
             if waiter is not None:

@@ -179,7 +179,7 @@ def list_workflows(
         queue_name: Queues.
         executor_id: Executors that ran them last.
         workflow_id_prefix: Literal prefixes of ids.
-        limit: At most so many.
+        limit: At most so many; 0, like None, for all.
         offset: Leave out so many first.
         sort_desc: Newest first.
         load_input: Decode inputs; otherwise ``input`` is None.
@@ -265,10 +265,18 @@ def cancel_workflow(engine: Engine, workflow_id: str) -> Flow[None]:
 
 
 def resume_workflows(engine: Engine, workflow_ids: Sequence[str], queue_name: str | None) -> Flow[None]:
-    """Enqueue unfinished workflows, to go on from their last recorded operation."""
+    """Enqueue unfinished workflows, to go on from their last recorded operation; finished ones are left alone.
+
+    Raises:
+        DBOSNonExistentWorkflowError: one of them does not exist; none is resumed.
+    """
     queue = queue_name if queue_name is not None else INTERNAL_QUEUE
 
     def resume() -> Flow[None]:
+        known: list[str] = yield Read(engine.db.workflows.existing, (list(workflow_ids),))
+        for workflow_id in workflow_ids:
+            if workflow_id not in known:
+                raise DBOSNonExistentWorkflowError("target", workflow_id)
         yield Commit((call(engine.db.workflows.resume, list(workflow_ids), queue, engine.db.now_ms()),))
         engine.dispatch()
         engine.db.publish(f"{QUEUE}:{queue}")
@@ -291,7 +299,7 @@ def to_status(engine: Engine, row: StatusRow, *, load_input: bool = True, load_o
         config_name=row.config_name,
         authenticated_user=row.authenticated_user,
         assumed_role=row.assumed_role,
-        authenticated_roles=json.loads(row.authenticated_roles) if row.authenticated_roles else None,
+        authenticated_roles=_roles(row.authenticated_roles),
         created_at=row.created_at,
         updated_at=row.updated_at,
         completed_at=row.completed_at,
@@ -333,6 +341,16 @@ def to_step_info(engine: Engine, row: StepRow) -> StepInfo:
         "started_at_epoch_ms": row.started_at_epoch_ms,
         "completed_at_epoch_ms": row.completed_at_epoch_ms,
     }
+
+
+def _roles(text: str | None) -> list[str] | None:
+    if not text:
+        return None
+    try:
+        roles: list[str] = json.loads(text)
+    except ValueError:
+        return [text]  # one unreadable row must not hide the others
+    return roles
 
 
 def _many(value: OneOrMany) -> list[str]:

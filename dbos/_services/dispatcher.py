@@ -39,6 +39,8 @@ class Dispatcher(Service):
         count = min(self._engine.workers.free, MAX_CLAIM)
         if count == 0:
             return 0  # a worker that becomes free wakes this service
+        if not self._engine.db.read(self._engine.db.workflows.has_ready, INTERNAL_QUEUE):
+            return 0
         return dispatch_queue(self._engine, INTERNAL_QUEUE, count)
 
     def retry_unknown_targets(self) -> None:

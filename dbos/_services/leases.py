@@ -118,6 +118,9 @@ class Leases(Service):
         between claim and start, or its run was interrupted; it goes back to its queue if it is still so a round later.
         """
         engine = self._engine
+        for run in engine.runs.all():
+            if run.loop is not None and run.loop.is_closed():
+                engine.runs.remove(run)  # nobody will ever go on with it
         runs: dict[str, Run] = {run.workflow_id: run for run in engine.runs.all()}
         owned = engine.db.read(engine.db.workflows.running, engine.instance_id)
         for workflow_id, run in runs.items():

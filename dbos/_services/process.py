@@ -39,11 +39,25 @@ def is_gone(executor: ExecutorRow, own: ProcessIdentity) -> bool:
         return False
     if (executor.boot_id, executor.pid_namespace) != (own.boot_id, own.pid_namespace):
         return False
-    return _start_time(executor.pid) != executor.process_started_at
+    started_at = _start_time(executor.pid)
+    if started_at is None:
+        return not _may_exist(executor.pid)
+    return started_at != executor.process_started_at
+
+
+def _may_exist(pid: int) -> bool:
+    """Whether there may be a process that /proc does not show us: it can be mounted to hide those of other users."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return False  # ours, so it would have been shown: it is a zombie
 
 
 def _start_time(pid: int) -> str | None:
-    """When a process was started, in clock ticks since boot; None if there is none, or only its zombie."""
+    """When a process was started, in clock ticks since boot; None if there is none to be seen, or only its zombie."""
     try:
         stat = (_PROC / str(pid) / "stat").read_text(encoding="ascii", errors="replace")
     except OSError:

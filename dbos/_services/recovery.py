@@ -41,6 +41,8 @@ class Recovery(Service):
         self._process = own_identity()
         self._seen: dict[str, tuple[int, float]] = {}
         self._next_round = float("-inf")
+        self._next_look = float("-inf")
+        self._has_one_left = False
 
     def work_once(self) -> float | None:
         """Take over, and come back soon: at once if an instance leaves."""
@@ -56,7 +58,7 @@ class Recovery(Service):
         engine = self._engine
         gone, silent = self._dead()
         version, now_ms = engine.application_version, engine.db.now_ms()
-        if not gone and not silent and not engine.db.read(engine.db.workflows.has_orphans, version):
+        if not gone and not silent and not self._finds_orphans():
             return []
 
         def take_over(connection: Connection) -> list[str]:
@@ -72,8 +74,18 @@ class Recovery(Service):
             engine.db.publish(f"{QUEUE}:{INTERNAL_QUEUE}")
         return taken
 
+    def _finds_orphans(self) -> bool:
+        """Look for work without an owner when one has left, and now and then: it takes reading all that is PENDING."""
+        engine = self._engine
+        now = engine.clock.monotonic()
+        if not self._has_one_left and now < self._next_look:
+            return False
+        self._next_look = now + engine.settings.lease_s / RENEWALS_PER_LEASE
+        return engine.db.read(engine.db.workflows.has_orphans, engine.application_version)
+
     def recover_now(self, executor_ids: Sequence[str]) -> list[str]:
         """Recover at once what is not running: ours, if it is named, and whatever nobody alive owns."""
+        self._next_look = float("-inf")
         recovered = self.take_over_once()
         if self._engine.executor_id in executor_ids:
             recovered += self._leases.release()
@@ -96,4 +108,5 @@ class Recovery(Service):
             # Only time in which our own heartbeats got through counts against others.
             elif alive_since is not None and now - max(since, alive_since) >= executor.lease_ms / 1000:
                 silent.append(executor)
+        self._has_one_left = not seen.keys() <= self._seen.keys()
         return gone, silent

@@ -29,7 +29,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from dbos._clock import Clock
-from dbos._error import DBOSBaseException, DBOSDatabaseUnavailableError
+from dbos._error import DBOSBaseException, DBOSDatabaseUnavailableError, DBOSException
 from dbos._sysdb.connection import Failure
 from dbos._sysdb.operations import Operation
 from dbos._sysdb.retry import Backoff
@@ -42,6 +42,7 @@ logger = logging.getLogger("dbos.committer")
 MAX_BATCH_UNITS = 512  # bounds the latency that one caller can add to another
 MAX_BATCH_CHARACTERS = 4 * 1024 * 1024  # a batch is held in memory twice, here and in the driver
 LARGE_UNIT_CHARACTERS = 1024 * 1024  # commits apart, so that neighbours do not wait for its transfer
+MAX_UNIT_CHARACTERS = 128 * 1024 * 1024  # below a gigabyte however it is escaped, which is where databases give up
 SAFETY_NET_S = 1.0  # how long the work of a thread can lie that was interrupted before it could call for help
 LONG_HOLD_S = 5.0  # a user's transaction that keeps everybody else waiting this long is worth a warning
 CLOSE_PATIENCE_S = 10.0  # how long close() waits for a database, or a user's transaction, that does not come back
@@ -115,8 +116,10 @@ class Committer:
             DBOSDatabaseUnavailableError: the committer was closed before they were committed.
         """
         unit = ThreadUnit(operations)
-        if unit.size > LARGE_UNIT_CHARACTERS and self._overflow is not None:
-            return self._overflow.commit(*operations)
+        if unit.size > LARGE_UNIT_CHARACTERS:
+            _check_size(unit)
+            if self._overflow is not None:
+                return self._overflow.commit(*operations)
         try:
             leads = self._join(unit)
             while not unit.is_settled:
@@ -136,10 +139,11 @@ class Committer:
     def submit(self, *operations: Operation) -> asyncio.Future[Sequence[Any]]:
         """Commit the operations together; returns a future of the running loop, resolved once they are durable."""
         unit = FutureUnit(operations, asyncio.get_running_loop())
-        if unit.size > LARGE_UNIT_CHARACTERS and self._overflow is not None:
-            self._overflow._enqueue(unit)
-        else:
-            self._enqueue(unit)
+        committer = self
+        if unit.size > LARGE_UNIT_CHARACTERS:
+            _check_size(unit)
+            committer = self._overflow or self
+        committer._enqueue(unit)
         return unit.future
 
     @contextmanager
@@ -454,6 +458,14 @@ class Committer:
         _fail(units)
         wake(units)
         _log(logging.ERROR, "the database did not answer while closing; %d units were not committed", len(units))
+
+
+def _check_size(unit: Unit) -> None:
+    if unit.size > MAX_UNIT_CHARACTERS:
+        raise DBOSException(
+            f"A value of {unit.size} characters is too large to be recorded; the limit is {MAX_UNIT_CHARACTERS}. "
+            "Store it elsewhere, and return where it is."
+        )
 
 
 def _fail(units: Sequence[Unit], cause: BaseException | None = None) -> None:

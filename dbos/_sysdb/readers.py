@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from dbos._error import DBOSDatabaseUnavailableError
 from dbos._sysdb.connection import Failure
 from dbos._sysdb.dialects.base import Dialect, Reader
 from dbos._sysdb.retry import Backoff
+from dbos._threads import Workers
 
 __all__ = ["Readers"]
 
@@ -31,7 +32,7 @@ class Readers:
         self._slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self._closing = threading.Event()
         self._lock = threading.Lock()
-        self._threads: ThreadPoolExecutor | None = None
+        self._workers = Workers(MAX_CONNECTIONS, "dbos-reader")
 
     def read(self, verb: Callable[..., R], *arguments: Any) -> R:
         """Run a store's verb on a read connection, blocking.
@@ -72,28 +73,15 @@ class Readers:
         connection.close()
         return result
 
-    @property
-    def threads(self) -> ThreadPoolExecutor:
-        """Threads in which coroutines' reads run.
-
-        Raises:
-            DBOSDatabaseUnavailableError: the pool was closed.
-        """
-        with self._lock:
-            if self._closing.is_set():
-                raise _unavailable()
-            if self._threads is None:
-                self._threads = ThreadPoolExecutor(MAX_CONNECTIONS, thread_name_prefix="dbos-reader")
-            return self._threads
+    def read_async(self, verb: Callable[..., R], *arguments: Any) -> asyncio.Future[R]:
+        """Run a store's verb on a read connection in a thread; returns a future of the running loop."""
+        return self._workers.call(lambda: self.read(verb, *arguments))
 
     def close(self) -> None:
         """Close idle connections; a read that is running closes its own."""
-        with self._lock:
-            self._closing.set()
-            threads, self._threads = self._threads, None
+        self._closing.set()
         self._close_idle()
-        if threads is not None:
-            threads.shutdown(wait=True)
+        self._workers.close(join=True)
 
     def _close_idle(self) -> None:
         with self._lock:

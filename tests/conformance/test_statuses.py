@@ -42,6 +42,7 @@ def claim_by_id(db: SystemDatabase, workflow_id: str = "w", **values: Any) -> St
         "executor_id": "local",
         "application_version": "v1",
         "run_token": "claimed",
+        "seen_token": row(db, workflow_id).run_token or "",
         "now_ms": LATER_MS,
     }
     return db.change(partial(db.workflows.claim_by_id, **{**arguments, **values}))
@@ -257,6 +258,7 @@ def test_resuming_puts_what_has_no_result_into_a_queue_as_if_new(db: SystemDatab
     for each in (*UNFINISHED, *FINISHED):
         with_status(db, each, each)
         update(db, each, recovery_attempts=9, workflow_deadline_epoch_ms=1, completed_at=1, started_at_epoch_ms=1)
+        update(db, each, owner_instance=None)
 
     resumed = db.change(db.workflows.resume, [*UNFINISHED, *FINISHED, "missing"], "mail", LATER_MS)
 
@@ -268,6 +270,27 @@ def test_resuming_puts_what_has_no_result_into_a_queue_as_if_new(db: SystemDatab
         assert (found.run_token, found.owner_instance) == (None, None)
     assert status(db, "SUCCESS") == "SUCCESS"
     assert sorted(ids(claim(db))) == sorted(resumed)
+
+
+def test_what_a_live_instance_runs_needs_no_resuming(db: SystemDatabase) -> None:
+    begin(db, start("w"))
+
+    resumed = db.change(db.workflows.resume, ["w"], "mail", LATER_MS)
+
+    assert resumed == []
+    assert (row(db).status, row(db).owner_instance) == ("PENDING", "ours")
+
+
+def test_of_two_who_saw_the_same_row_one_claims_it(db: SystemDatabase) -> None:
+    begin(db, start("w"))
+    seen_token = row(db).run_token or ""
+
+    first = claim_by_id(db, run_token="first", seen_token=seen_token)
+    second = claim_by_id(db, run_token="second", seen_token=seen_token)
+
+    assert first is not None
+    assert second is None
+    assert row(db).run_token == "first"
 
 
 # -- what the dead leave ----------------------------------------------------------------------------------------------

@@ -435,9 +435,16 @@ def test_in_a_workflow_cancelling_and_resuming_others_is_recorded(dbos: type[DBO
     def workflow() -> None:
         dbos.cancel_workflow("missing")
         dbos.cancel_workflows(["missing", "missing too"])
-        dbos.resume_workflow("missing")
+        dbos.resume_workflow("cancelled")
+
+    @dbos.workflow()
+    def other() -> None:
+        dbos.cancel_workflow("cancelled")
+        dbos.sleep(3600)
 
     dbos.launch()
+    with SetWorkflowID("cancelled"), pytest.raises(DBOSAwaitedWorkflowCancelledError):
+        other()
 
     with SetWorkflowID("wf"):
         workflow()

@@ -409,6 +409,7 @@ def test_a_run_that_was_cancelled_elsewhere_is_cancelled_here(executor: Build) -
 def test_a_run_that_was_resumed_elsewhere_is_lost_here(executor: Build) -> None:
     own, other = executor(), executor()
     run = own.begin()
+    other.engine.db.change(other.engine.db.workflows.cancel, [run.workflow_id], 0)
     other.engine.db.change(other.engine.db.workflows.resume, [run.workflow_id], "queue", 0)
 
     own.leases.reconcile_once()

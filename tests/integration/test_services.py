@@ -164,8 +164,9 @@ def status(engine: Engine, workflow_id: str) -> str:
 
 def enqueue(engine: Engine, *workflow_ids: str) -> None:
     for workflow_id in workflow_ids:
-        engine.runs.remove(start(engine, workflow_id))
-    engine.db.change(engine.db.workflows.resume, workflow_ids, "_dbos_internal_queue", 0)
+        run = start(engine, workflow_id)
+        engine.runs.remove(run)
+        engine.db.change(engine.db.workflows.give_back, workflow_id, run.run_token, 0)
 
 
 def test_the_dispatcher_begins_what_waits_in_the_internal_queue(engine: Engine) -> None:

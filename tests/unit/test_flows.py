@@ -175,7 +175,26 @@ def test_a_signal_that_stops_the_workflow_is_never_retried_nor_recorded(engine: 
     assert end(flow, Raised(signal)) == Raised(signal)
 
 
+def refusing(engine: Engine, *, value: bool) -> None:
+    dialect = SimpleNamespace(refuses_value=lambda error: value)
+    engine.open(cast(Any, SimpleNamespace(dialect=dialect)))
+
+
+def test_a_step_whose_record_fails_for_another_reason_stops_its_run(engine: Engine) -> None:
+    refusing(engine, value=False)
+    run = make_run(engine)
+    flow = run_step(engine, run, run.context, make_step(), (), {})
+    next(flow)
+    flow.send(Returned("result"))
+
+    with pytest.raises(DBOSWorkflowConflictIDError):
+        flow.throw(RuntimeError("the statement was cancelled"))
+
+    assert run.is_interrupted
+
+
 def test_a_refused_record_is_replaced_by_an_error(engine: Engine) -> None:
+    refusing(engine, value=True)
     run = make_run(engine)
     flow = run_step(engine, run, run.context, make_step(), (), {})
     next(flow)

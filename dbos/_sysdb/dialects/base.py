@@ -6,12 +6,13 @@ Everything above asks for a verb and gets it done; nothing above asks which data
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
-
-import sqlalchemy as sa
+from typing import TYPE_CHECKING, Protocol
 
 from dbos._sysdb.committer import Writer
 from dbos._sysdb.connection import Connection, Failure
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
 
 __all__ = ["Dialect", "FencedWriter", "Listener", "Reader"]
 
@@ -88,6 +89,10 @@ class Dialect(Protocol):
 
     def classify(self, error: BaseException) -> Failure:
         """What a driver's error means."""
+        ...
+
+    def refuses_value(self, error: BaseException) -> bool:
+        """Whether a write that was refused failed for the very value it carries, and always will."""
         ...
 
     def sqlalchemy_dialect(self) -> sa.Dialect:

@@ -9,25 +9,19 @@ throughput of small batches (docs/decisions/0002).
 from __future__ import annotations
 
 import hashlib
-import logging
-import selectors
-import socket
-import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
-import sqlalchemy as sa
 from psycopg.conninfo import make_conninfo
 from psycopg.types.numeric import Int8BinaryDumper
 from psycopg.types.string import StrDumperUnknown
-from sqlalchemy.dialects import postgresql
 
 from dbos._error import ExecutorFencedError
 from dbos._migration import create_application_tables, migrate, verify, verify_application_tables
 from dbos._schemas.rendering import quote_identifier
 from dbos._sysdb.connection import Failure
+from dbos._sysdb.dialects.postgres_listener import PostgresListener, SilentListener
 from dbos._sysdb.dialects.postgres_migration import PostgresMigrationTarget, create_database_if_missing, drop_database
 from dbos._sysdb.operations import (
     START_COLUMNS,
@@ -40,18 +34,15 @@ from dbos._sysdb.operations import (
     StartWorkflow,
     StepRecorded,
 )
-from dbos._sysdb.retry import Backoff
 from dbos._sysdb.rows import StatusRow, StepRow, columns
 from dbos._sysdb.statements import Renderer
 
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
 __all__ = ["PostgresDialect"]
 
-logger = logging.getLogger("dbos.postgres")
-
 LOCK_TIMEOUT_MS = 100  # the first writer's patience with somebody's row lock, before the unit goes to the second one
-PUBLISH_EVERY_S = 0.005  # notifications are coalesced: NOTIFY takes a lock that all committing sessions share
-MAX_TOPIC_CHARACTERS = 1000  # a payload holds 8000 bytes; a longer name is found by the safety net
-STOP_PATIENCE_S = 10.0  # how long stop() waits for a server that does not answer
 PREPARE_THRESHOLD = 5  # psycopg's own default; statements of ours ask for it at once
 
 # A peer that vanished without a word (a pulled cable, a failed-over host) is noticed after so long.
@@ -61,8 +52,6 @@ KEEPALIVES = {
     "keepalives_count": "3",
     "tcp_user_timeout": "30000",  # milliseconds
 }
-
-NOTIFY = "SELECT pg_notify($1, payload) FROM unnest($2::text[]) AS rows (payload)"
 
 # SQLSTATEs and their classes (https://www.postgresql.org/docs/current/errcodes-appendix.html). What is not listed here
 # is refused: repeating it would only fail again.
@@ -78,6 +67,7 @@ _LOST_STATES = {
     "57P05",  # idle_session_timeout
 }
 _CONTENTION_STATES = {"40001", "40P01"}  # serialization failure, deadlock
+_VALUE_CLASSES = {"22", "54"}  # data exception, program limit exceeded
 _BLOCKED_STATES = {"55P03"}  # lock_timeout, NOWAIT
 
 
@@ -218,6 +208,7 @@ class PostgresWriter:
         raw = self._dialect.connect()
         try:
             raw.execute(f"SET lock_timeout = {self._lock_timeout_ms}")
+            raw.execute("SET statement_timeout = 0")  # a role's limit is meant for queries, not for commits
             raw.execute("SET enable_hashjoin = off")
             raw.execute("SET enable_mergejoin = off")
             raw.execute("SET plan_cache_mode = force_generic_plan")
@@ -381,135 +372,13 @@ class PostgresWriter:
         self._raw.close()
 
 
-class PostgresListener:
-    """Hears notifications on one channel, and sends them coalesced, over one connection in one thread."""
-
-    def __init__(self, dialect: PostgresDialect, on_wakeup: Callable[[str | None], None]) -> None:
-        self._dialect = dialect
-        self._on_wakeup = on_wakeup
-        self._stopping = threading.Event()
-        self._pending: set[str] = set()
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
-        self._waker, self._woken = socket.socketpair()
-        self._waker.setblocking(False)
-        self._woken.setblocking(False)
-
-    def start(self) -> None:
-        self._thread = threading.Thread(target=self._run, name="dbos-listener", daemon=True)
-        self._thread.start()
-
-    def publish(self, topic: str) -> None:
-        with self._lock:
-            is_first = not self._pending
-            self._pending.add(topic[:MAX_TOPIC_CHARACTERS])
-        if is_first:
-            self._wake()
-
-    def stop(self) -> None:
-        self._stopping.set()
-        self._wake()
-        if self._thread is not None:
-            self._thread.join(STOP_PATIENCE_S)
-            if self._thread.is_alive():
-                return  # it waits for a server that does not answer, and closes its sockets itself
-        self._waker.close()
-        self._woken.close()
-
-    def _wake(self) -> None:
-        try:
-            self._waker.send(b"!")
-        except OSError:
-            return  # the buffer is full of calls, or we were stopped
-
-    def _run(self) -> None:
-        backoff = Backoff(initial_s=0.1, maximum_s=5.0)
-        while not self._stopping.is_set():
-            try:
-                with self._dialect.connect() as connection:
-                    connection.execute(f"LISTEN {self._dialect.channel}")
-                    backoff.reset()
-                    self._hear(None)  # whatever happened while nobody listened
-                    self._serve(connection)
-            except psycopg.Error as error:
-                if self._stopping.is_set():
-                    return
-                # Nobody relies on a notification: every waiter is also checked by the safety net.
-                logger.warning("listener lost its connection, reconnecting: %s", type(error).__name__)
-                with selectors.DefaultSelector() as selector:
-                    selector.register(self._woken, selectors.EVENT_READ)
-                    self._sleep(selector, backoff.next_delay_s())
-
-    def _serve(self, connection: psycopg.Connection[Any]) -> None:
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._woken, selectors.EVENT_READ)
-            selector.register(connection.fileno(), selectors.EVENT_READ)
-            while self._pending or not self._stopping.is_set():
-                if self._send(connection):
-                    time.sleep(PUBLISH_EVERY_S)
-                for notification in connection.notifies(timeout=0):
-                    tag, _, topic = notification.payload.partition(":")
-                    if tag != self._dialect.process_tag:
-                        self._hear(topic)
-                if not self._pending and not self._stopping.is_set():
-                    selector.select()
-                    self._drain()
-
-    def _send(self, connection: psycopg.Connection[Any]) -> bool:
-        with self._lock:
-            topics, self._pending = self._pending, set()
-        if not topics:
-            return False
-        try:
-            payloads = array_literal([f"{self._dialect.process_tag}:{topic}" for topic in topics])
-            connection.execute(NOTIFY, (self._dialect.channel, payloads))
-        except psycopg.Error:
-            with self._lock:
-                self._pending |= topics
-            raise
-        return True
-
-    def _hear(self, topic: str | None) -> None:
-        try:
-            self._on_wakeup(topic)
-        except Exception:  # protects the listener's loop
-            logger.exception("a wake-up failed")
-
-    def _sleep(self, selector: selectors.BaseSelector, delay_s: float) -> None:
-        """Wait between attempts to connect; only stopping cuts it short."""
-        until = time.monotonic() + delay_s
-        while not self._stopping.is_set() and (left_s := until - time.monotonic()) > 0:
-            selector.select(left_s)
-            self._drain()
-
-    def _drain(self) -> None:
-        try:
-            while self._woken.recv(4096):
-                continue
-        except BlockingIOError:
-            return
-
-
-class SilentListener:
-    """In place of a listener where LISTEN and NOTIFY are not to be used; the safety net finds everything."""
-
-    def start(self) -> None:
-        """Nothing to listen to."""
-
-    def publish(self, topic: str) -> None:
-        """Nobody to tell."""
-
-    def stop(self) -> None:
-        """Nothing to stop."""
-
-
 class PostgresDialect:
     """A system database in one schema of a PostgreSQL database."""
 
     name = "postgresql"
     now_ms = "(extract(epoch from clock_timestamp()) * 1000)::bigint"
     has_own_clock = True
-    skip_locked = "FOR UPDATE SKIP LOCKED"
+    skip_locked = "FOR UPDATE OF w SKIP LOCKED"
 
     def __init__(
         self,
@@ -564,7 +433,9 @@ class PostgresDialect:
     def listener(
         self, on_wakeup: Callable[[str | None], None], poll_writer: Callable[[], None]
     ) -> PostgresListener | SilentListener:
-        return PostgresListener(self, on_wakeup) if self._may_listen else SilentListener()
+        if not self._may_listen:
+            return SilentListener()
+        return PostgresListener(self.connect, self.channel, self.process_tag, on_wakeup)
 
     def classify(self, error: BaseException) -> Failure:
         if not isinstance(error, psycopg.Error):
@@ -581,7 +452,14 @@ class PostgresDialect:
             return Failure.CONNECTION_LOST
         return Failure.REFUSED
 
+    def refuses_value(self, error: BaseException) -> bool:
+        if not isinstance(error, psycopg.Error):
+            return True  # before it was sent: the value could not be encoded
+        return error.sqlstate is None or error.sqlstate[:2] in _VALUE_CLASSES
+
     def sqlalchemy_dialect(self) -> sa.Dialect:
+        from sqlalchemy.dialects import postgresql  # slow to import, and rarely needed
+
         return postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it untyped
 
 

@@ -15,10 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
-
-import sqlalchemy as sa
-from sqlalchemy.dialects import sqlite as sqlalchemy_sqlite
+from typing import TYPE_CHECKING, Any
 
 from dbos._error import DBOSDatabaseUnavailableError, ExecutorFencedError
 from dbos._ids import jitter
@@ -37,6 +34,9 @@ from dbos._sysdb.operations import (
 )
 from dbos._sysdb.rows import StatusRow, StepRow, columns
 from dbos._sysdb.statements import Renderer
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
 
 __all__ = ["SQLiteDialect"]
 
@@ -244,6 +244,14 @@ class SQLiteWriter:
                 self._data_version = version
                 self.foreign_commits += 1
 
+    def log_stamp(self) -> object:
+        """Something that changes when anybody writes to the write-ahead log."""
+        try:
+            status = os.stat(self._dialect.path + "-wal")
+        except OSError:
+            return None
+        return status.st_mtime_ns, status.st_size
+
     def _checkpoint_if_due(self) -> None:
         try:
             log_bytes = os.stat(self._dialect.path + "-wal").st_size
@@ -314,7 +322,13 @@ class SQLiteListener:
 
     def _run(self) -> None:
         heard = 0
+        seen: object = None
         while not self._stopping.wait(FOREIGN_COMMIT_POLL_S):
+            # Whoever commits writes to the log, so most looks need not touch the connection.
+            log = self._writer.log_stamp()
+            if log == seen:
+                continue
+            seen = log
             self._poll()
             if self._writer.foreign_commits != heard:
                 heard = self._writer.foreign_commits
@@ -398,8 +412,15 @@ class SQLiteDialect:
             return Failure.CONNECTION_LOST
         return Failure.REFUSED
 
+    def refuses_value(self, error: BaseException) -> bool:
+        if not isinstance(error, sqlite3.Error):
+            return True  # before it reached the database: the value could not be bound
+        return isinstance(error, sqlite3.DataError | sqlite3.InterfaceError | sqlite3.ProgrammingError)
+
     def sqlalchemy_dialect(self) -> sa.Dialect:
-        return sqlalchemy_sqlite.dialect(paramstyle="named")
+        from sqlalchemy.dialects import sqlite  # slow to import, and rarely needed
+
+        return sqlite.dialect(paramstyle="named")
 
 
 def prepare_application_database(path: str, *, may_migrate: bool) -> None:

@@ -6,14 +6,15 @@ connection of the transaction it runs in, so the committer can carry it along wi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import sqlalchemy as sa
-
-from dbos._schemas.system_database import SystemSchema
 from dbos._sysdb.connection import Connection
 from dbos._sysdb.rows import StatusRow, columns
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
 
 __all__ = ["INTERNAL_QUEUE", "WorkflowFilter", "WorkflowStatusStore", "target_key"]
 
@@ -21,10 +22,19 @@ INTERNAL_QUEUE = "_dbos_internal_queue"
 
 GET = f"SELECT {columns(StatusRow)} FROM dbos.workflow_status WHERE workflow_uuid IN :ids"
 
+EXISTING = "SELECT workflow_uuid FROM dbos.workflow_status WHERE workflow_uuid IN :ids"
+
 UNSETTLED = """
 -- Those of the ids that have no outcome yet.
 SELECT workflow_uuid FROM dbos.workflow_status
 WHERE workflow_uuid IN :ids AND status IN ('PENDING', 'ENQUEUED', 'DELAYED')
+"""
+
+HAS_READY = """
+-- Whether there may be something to claim: a look before the leap into a writing transaction.
+SELECT 1 FROM dbos.workflow_status
+WHERE queue_name = :queue_name AND queue_name IS NOT NULL AND started_at_epoch_ms IS NULL AND status = 'ENQUEUED'
+LIMIT 1
 """
 
 HAS_ORPHANS = """
@@ -60,23 +70,35 @@ RETURNING workflow_uuid
 """
 
 RESUME = """
--- Put unfinished workflows back into a queue, as if new: no attempts used, no deadline, no run.
+-- Put unfinished workflows back into a queue, as if new: no attempts used, no deadline, no run. What a live instance is
+-- running needs no resuming.
 UPDATE dbos.workflow_status
 SET status = 'ENQUEUED', queue_name = :queue_name, recovery_attempts = 0, workflow_deadline_epoch_ms = NULL,
     deduplication_id = NULL, started_at_epoch_ms = NULL, completed_at = NULL, owner_instance = NULL, run_token = NULL,
     updated_at = :now_ms
 WHERE workflow_uuid IN :ids AND status NOT IN ('SUCCESS', 'ERROR')
+  AND NOT (status = 'PENDING' AND owner_instance IS NOT NULL
+           AND owner_instance IN (SELECT instance_id FROM dbos.executor_instances))
 RETURNING workflow_uuid
 """
 
 RECLAIM = """
 -- Put PENDING work that no live executor instance owns back into its queue, for any instance of this version to claim.
+-- A row that somebody has locked is left for the next round. The token is compared when the row is locked: whoever took
+-- it since we looked may be an instance that our snapshot does not show.
+WITH lost AS MATERIALIZED (
+  SELECT workflow_uuid AS lost_id, run_token AS lost_token FROM dbos.workflow_status
+  WHERE status = 'PENDING' AND application_version = :application_version
+    AND (owner_instance IS NULL OR owner_instance NOT IN (SELECT instance_id FROM dbos.executor_instances))),
+free AS MATERIALIZED (
+  SELECT w.workflow_uuid AS free_id FROM lost JOIN dbos.workflow_status w ON w.workflow_uuid = lost_id
+  WHERE w.status = 'PENDING' AND COALESCE(w.run_token, '') = COALESCE(lost_token, '')
+  {skip_locked})
 UPDATE dbos.workflow_status
 SET status = 'ENQUEUED', queue_name = COALESCE(queue_name, :internal_queue), started_at_epoch_ms = NULL,
     owner_instance = NULL, run_token = NULL, updated_at = :now_ms
-WHERE status = 'PENDING' AND application_version = :application_version
-  AND (owner_instance IS NULL
-       OR owner_instance NOT IN (SELECT instance_id FROM dbos.executor_instances))
+FROM free
+WHERE workflow_uuid = free_id
 RETURNING workflow_uuid
 """
 
@@ -103,7 +125,7 @@ UPDATE dbos.workflow_status
 SET status = 'PENDING', owner_instance = :instance, executor_id = :executor_id, run_token = :run_token,
     application_version = :application_version, updated_at = :now_ms, recovery_attempts = recovery_attempts + 1,
     workflow_deadline_epoch_ms = COALESCE(workflow_deadline_epoch_ms, :now_ms + workflow_timeout_ms)
-WHERE workflow_uuid = :workflow_id AND status IN ('PENDING', 'ENQUEUED')
+WHERE workflow_uuid = :workflow_id AND status IN ('PENDING', 'ENQUEUED') AND COALESCE(run_token, '') = :seen_token
   AND (owner_instance IS NULL OR owner_instance = :instance
        OR owner_instance NOT IN (SELECT instance_id FROM dbos.executor_instances))
 RETURNING {columns(StatusRow)}
@@ -131,7 +153,7 @@ CLAIM = f"""
 -- Claim the oldest waiting workflows of a queue, if this instance still holds its lease. One token serves the whole
 -- claim: it is only ever compared within one workflow.
 WITH claimed AS MATERIALIZED (
-  SELECT workflow_uuid AS claimed_id FROM dbos.workflow_status
+  SELECT workflow_uuid AS claimed_id FROM dbos.workflow_status w
   WHERE queue_name = :queue_name AND queue_name IS NOT NULL AND started_at_epoch_ms IS NULL AND status = 'ENQUEUED'
     AND (application_version = :application_version OR application_version IS NULL)
     AND EXISTS (SELECT 1 FROM dbos.executor_instances WHERE instance_id = :instance)
@@ -181,9 +203,10 @@ class WorkflowFilter:
 class WorkflowStatusStore:
     """The ``workflow_status`` table."""
 
-    def __init__(self, *, skip_locked: str, dialect: sa.Dialect) -> None:
+    def __init__(self, *, skip_locked: str, sqlalchemy_dialect: Callable[[], sa.Dialect]) -> None:
         self._claim = CLAIM.replace("{skip_locked}", skip_locked)
-        self._dialect = dialect
+        self._reclaim = RECLAIM.replace("{skip_locked}", skip_locked)
+        self._sqlalchemy_dialect = sqlalchemy_dialect
 
     @staticmethod
     def get(connection: Connection, workflow_id: str) -> StatusRow | None:
@@ -192,10 +215,20 @@ class WorkflowStatusStore:
         return None if row is None else StatusRow(*row)
 
     @staticmethod
+    def existing(connection: Connection, workflow_ids: Sequence[str]) -> list[str]:
+        """Those of the workflows that exist."""
+        return [row[0] for row in connection.all(EXISTING, ids=list(workflow_ids))]
+
+    @staticmethod
     def settled(connection: Connection, workflow_ids: Sequence[str]) -> list[str]:
         """Those of the workflows that have an outcome, or do not exist."""
         unsettled = {row[0] for row in connection.all(UNSETTLED, ids=list(workflow_ids))}
         return [workflow_id for workflow_id in workflow_ids if workflow_id not in unsettled]
+
+    @staticmethod
+    def has_ready(connection: Connection, queue_name: str) -> bool:
+        """Whether anything waits in a queue."""
+        return connection.one(HAS_READY, queue_name=queue_name) is not None
 
     @staticmethod
     def has_orphans(connection: Connection, application_version: str) -> bool:
@@ -247,9 +280,13 @@ class WorkflowStatusStore:
         executor_id: str,
         application_version: str,
         run_token: str,
+        seen_token: str,
         now_ms: int,
     ) -> StatusRow | None:
-        """Claim one workflow, unless it is finished or a live executor instance other than ``instance`` owns it."""
+        """Claim one workflow, unless it is finished or a live executor instance other than ``instance`` owns it.
+
+        ``seen_token`` is the run token that the row was seen with, empty for none: of several who saw it one claims it.
+        """
         row = connection.one(
             CLAIM_BY_ID,
             workflow_id=workflow_id,
@@ -257,6 +294,7 @@ class WorkflowStatusStore:
             executor_id=executor_id,
             application_version=application_version,
             run_token=run_token,
+            seen_token=seen_token,
             now_ms=now_ms,
         )
         return None if row is None else StatusRow(*row)
@@ -284,11 +322,10 @@ class WorkflowStatusStore:
         rows = connection.all(RESUME, ids=sorted(workflow_ids), queue_name=queue_name, now_ms=now_ms)
         return [row[0] for row in rows]
 
-    @staticmethod
-    def reclaim(connection: Connection, application_version: str, now_ms: int) -> list[str]:
-        """Enqueue what no live executor instance owns; returns the ids."""
+    def reclaim(self, connection: Connection, application_version: str, now_ms: int) -> list[str]:
+        """Enqueue what no live executor instance owns and nobody has locked; returns the ids."""
         rows = connection.all(
-            RECLAIM, application_version=application_version, internal_queue=INTERNAL_QUEUE, now_ms=now_ms
+            self._reclaim, application_version=application_version, internal_queue=INTERNAL_QUEUE, now_ms=now_ms
         )
         return [row[0] for row in rows]
 
@@ -317,44 +354,8 @@ class WorkflowStatusStore:
 
     def list(self, connection: Connection, filter: WorkflowFilter) -> list[StatusRow]:
         """The workflows that match, by time of creation."""
-        compiled = _select(filter).compile(dialect=self._dialect, compile_kwargs={"render_postcompile": True})
-        return [StatusRow(*row) for row in connection.all(str(compiled), **compiled.params)]
+        # Imported when it is first needed: SQLAlchemy takes longer to import than all of the rest.
+        from dbos._sysdb.stores.workflow_query import compile_filter
 
-
-def _select(filter: WorkflowFilter) -> sa.Select[tuple[object, ...]]:
-    c = SystemSchema.workflow_status.c
-    query = sa.select(*(c[name] for name in StatusRow._fields))
-    for column, values in (
-        (c.workflow_uuid, filter.workflow_ids),
-        (c.status, filter.statuses),
-        (c.name, filter.names),
-        (c.application_version, filter.app_versions),
-        (c.forked_from, filter.forked_from),
-        (c.parent_workflow_id, filter.parent_workflow_ids),
-        (c.authenticated_user, filter.users),
-        (c.queue_name, filter.queue_names),
-        (c.executor_id, filter.executor_ids),
-    ):
-        if values:
-            # As one parameter, however many there are: placeholders are limited, and each number of them would be a
-            # statement of its own.
-            name = f"{column.name}_list"
-            query = query.where(sa.text(f"{column.name} IN :{name}").bindparams(**{name: list(values)}))
-    if filter.workflow_id_prefixes:
-        # LIKE disregards the case on SQLite.
-        prefixes = filter.workflow_id_prefixes
-        query = query.where(sa.or_(*(sa.func.substr(c.workflow_uuid, 1, len(each)) == each for each in prefixes)))
-    if filter.created_from_ms is not None:
-        query = query.where(c.created_at >= filter.created_from_ms)
-    if filter.created_to_ms is not None:
-        query = query.where(c.created_at <= filter.created_to_ms)
-    if filter.was_forked_from is not None:
-        query = query.where(c.was_forked_from == filter.was_forked_from)
-    if filter.queues_only:
-        query = query.where(c.queue_name.is_not(None))
-        if not filter.statuses:
-            query = query.where(c.status.in_(["DELAYED", "ENQUEUED", "PENDING"]))
-    # The id breaks ties, so that pages neither overlap nor skip.
-    order = (c.created_at, c.workflow_uuid)
-    query = query.order_by(*(column.desc() if filter.sort_desc else column.asc() for column in order))
-    return query.limit(filter.limit or None).offset(filter.offset or None)
+        sql, parameters = compile_filter(filter, self._sqlalchemy_dialect())
+        return [StatusRow(*row) for row in connection.all(sql, **parameters)]
