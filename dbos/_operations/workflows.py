@@ -16,9 +16,10 @@ from dbos._error import DBOSNonExistentWorkflowError, DBOSWorkflowFunctionNotFou
 from dbos._operations.recording import recorded, refuse_in_transaction
 from dbos._registrations import get_dbos_func_name
 from dbos._registry import TEMPORARY_PREFIX, WorkflowFunction
+from dbos._sysdb.filters import WorkflowFilter
 from dbos._sysdb.operations import call
 from dbos._sysdb.rows import StatusRow, StepRow
-from dbos._sysdb.stores.workflow_status import INTERNAL_QUEUE, WorkflowFilter
+from dbos._sysdb.stores.workflow_status import INTERNAL_QUEUE
 from dbos._sysdb.wakeups import QUEUE
 from dbos._types import StepInfo, WorkflowStatus
 

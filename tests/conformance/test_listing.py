@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from dbos._sys_db import SystemDatabase
+from dbos._sysdb.filters import WorkflowFilter
 from dbos._sysdb.rows import VersionRow
-from dbos._sysdb.stores.workflow_status import WorkflowFilter
 from tests.conformance.values import NOW_MS, begin, enqueue, executor, outcome, start, update
 
 

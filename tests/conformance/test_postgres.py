@@ -20,10 +20,10 @@ from dbos._sys_db import SystemDatabase
 from dbos._sysdb.connection import Connection
 from dbos._sysdb.dialects import postgres
 from dbos._sysdb.dialects.postgres import array_literal
+from dbos._sysdb.filters import WorkflowFilter
 from dbos._sysdb.operations import StepRecorded
 from dbos._sysdb.stores import workflow_status
 from dbos._sysdb.stores.operation_outputs import HISTORY
-from dbos._sysdb.stores.workflow_status import WorkflowFilter
 from tests.conformance.proxy import Proxy
 from tests.conformance.values import begin, child, enqueue, executor, outcome, record, row, start, status, step, steps
 from tests.postgres_server import Cluster, PostgresServer

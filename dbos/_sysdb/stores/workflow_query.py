@@ -7,8 +7,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from dbos._schemas.system_database import SystemSchema
+from dbos._sysdb.filters import WorkflowFilter
 from dbos._sysdb.rows import StatusRow
-from dbos._sysdb.stores.workflow_status import WorkflowFilter
 
 __all__ = ["compile_filter"]
 

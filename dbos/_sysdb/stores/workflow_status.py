@@ -7,16 +7,16 @@ connection of the transaction it runs in, so the committer can carry it along wi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dbos._sysdb.connection import Connection
+from dbos._sysdb.filters import WorkflowFilter
 from dbos._sysdb.rows import StatusRow, columns
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
-__all__ = ["INTERNAL_QUEUE", "WorkflowFilter", "WorkflowStatusStore", "target_key"]
+__all__ = ["INTERNAL_QUEUE", "WorkflowStatusStore", "target_key"]
 
 INTERNAL_QUEUE = "_dbos_internal_queue"
 
@@ -175,29 +175,6 @@ RETURNING {columns(StatusRow)}
 def target_key(name: str, class_name: str | None, config_name: str | None) -> str:
     """What a workflow needs registered in order to run, in one string; the claim compares it."""
     return f"{name}/{class_name or ''}/{config_name or ''}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkflowFilter:
-    """Which workflows to list; None or an empty sequence places no condition. Times are inclusive, in milliseconds."""
-
-    workflow_ids: Sequence[str] = ()
-    workflow_id_prefixes: Sequence[str] = ()
-    statuses: Sequence[str] = ()
-    names: Sequence[str] = ()
-    app_versions: Sequence[str] = ()
-    forked_from: Sequence[str] = ()
-    parent_workflow_ids: Sequence[str] = ()
-    users: Sequence[str] = ()
-    queue_names: Sequence[str] = ()
-    executor_ids: Sequence[str] = ()
-    created_from_ms: int | None = None
-    created_to_ms: int | None = None
-    queues_only: bool = False
-    was_forked_from: bool | None = None
-    limit: int | None = None
-    offset: int | None = None
-    sort_desc: bool = False
 
 
 class WorkflowStatusStore:
