@@ -67,7 +67,8 @@ _LOST_STATES = {
     "57P05",  # idle_session_timeout
 }
 _CONTENTION_STATES = {"40001", "40P01"}  # serialization failure, deadlock
-_VALUE_CLASSES = {"22", "54"}  # data exception, program limit exceeded
+# Connection, transaction state, resources, object state, operator intervention, system, internal: not the value's fault.
+_OPERATIONAL_CLASSES = {"08", "25", "53", "55", "57", "58", "XX"}
 _BLOCKED_STATES = {"55P03"}  # lock_timeout, NOWAIT
 
 
@@ -455,7 +456,7 @@ class PostgresDialect:
     def refuses_value(self, error: BaseException) -> bool:
         if not isinstance(error, psycopg.Error):
             return True  # before it was sent: the value could not be encoded
-        return error.sqlstate is None or error.sqlstate[:2] in _VALUE_CLASSES
+        return error.sqlstate is None or error.sqlstate[:2] not in _OPERATIONAL_CLASSES
 
     def sqlalchemy_dialect(self) -> sa.Dialect:
         from sqlalchemy.dialects import postgresql  # slow to import, and rarely needed

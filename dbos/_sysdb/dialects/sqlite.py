@@ -415,7 +415,7 @@ class SQLiteDialect:
     def refuses_value(self, error: BaseException) -> bool:
         if not isinstance(error, sqlite3.Error):
             return True  # before it reached the database: the value could not be bound
-        return isinstance(error, sqlite3.DataError | sqlite3.InterfaceError | sqlite3.ProgrammingError)
+        return not isinstance(error, sqlite3.OperationalError)
 
     def sqlalchemy_dialect(self) -> sa.Dialect:
         from sqlalchemy.dialects import sqlite  # slow to import, and rarely needed
