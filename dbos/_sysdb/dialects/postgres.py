@@ -67,7 +67,7 @@ _LOST_STATES = {
     "57P05",  # idle_session_timeout
 }
 _CONTENTION_STATES = {"40001", "40P01"}  # serialization failure, deadlock
-# Connection, transaction state, resources, object state, operator intervention, system, internal: not the value's fault.
+# Connection, transaction state, resources, object state, operator, system, internal: not the value's fault.
 _OPERATIONAL_CLASSES = {"08", "25", "53", "55", "57", "58", "XX"}
 _BLOCKED_STATES = {"55P03"}  # lock_timeout, NOWAIT
 
