@@ -39,7 +39,6 @@ class WorkflowFunction:
     func: Callable[..., Any]
     info: DBOSFuncInfo
     is_async: bool
-    is_internal: bool = False
 
 
 class Registry(Generic[EngineT]):
@@ -78,7 +77,7 @@ class Registry(Generic[EngineT]):
             DBOSConflictingRegistrationError: the name belongs to a function of another kind.
         """
         known = self.workflows.get(function.name)
-        if known is not None and not function.is_internal:
+        if known is not None:
             shown = function.name.removeprefix(TEMPORARY_PREFIX)
             if known.kind != function.kind:
                 raise DBOSConflictingRegistrationError(shown)
@@ -129,7 +128,7 @@ class Registry(Generic[EngineT]):
 
     def application_version(self, library_version: str) -> str:
         """A hash of the source of every registered function: the same code gives the same version, in any order."""
-        functions = [function.func for function in self.workflows.values() if not function.is_internal]
+        functions = [function.func for function in self.workflows.values()]
         try:
             sources = sorted(inspect.getsource(inspect.unwrap(func)) for func in functions)
         except (OSError, TypeError):

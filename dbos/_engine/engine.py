@@ -58,7 +58,6 @@ class Engine:
         self.watch_deadline: Callable[[Run], None] = lambda run: None
         self.dispatch: Callable[[], None] = lambda: None
         self.check_lease: Callable[[], None] = lambda: None
-        self.is_stopping = threading.Event()
         self._db: SystemDatabase | None = None
         self._is_closed = False
         self._is_fork = False
