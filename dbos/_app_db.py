@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from dbos._database_urls import is_sqlite, libpq_conninfo, sqlite_path
 from dbos._dbos_config import Settings
+from dbos._schemas.rendering import quote_identifier
 from dbos._sys_db import SystemDatabase
 from dbos._sysdb.dialects import prepare_application_database
 from dbos._sysdb.dialects.sqlite import begin_immediate, configure
@@ -28,7 +29,7 @@ __all__ = ["ApplicationDatabase"]
 
 RETRYABLE_SQLSTATES = {"40001", "40P01", "25006", "53300", "57P01", "57P02", "57P03"}
 CONNECTION_EXCEPTION = "08"
-SQLITE_BUSY_CODES = {5, 6}  # SQLITE_BUSY and SQLITE_LOCKED
+SQLITE_RETRYABLE_CODES = {5, 6, 10, 13, 14, 15}  # BUSY, LOCKED, IOERR, FULL, CANTOPEN, PROTOCOL
 
 RECORD_STEP = f"""
 INSERT INTO dbos.operation_outputs ({", ".join(StepRow._fields)})
@@ -98,9 +99,8 @@ class ApplicationDatabase:
         self.is_system_database = _same_database(url, settings.system_database_url)
         self._turn = threading.Lock()
         self.engine = sa.create_engine(_driver_url(url), **settings.application_engine_kwargs)
-        self._prefix = (
-            "" if self._is_sqlite else self.engine.dialect.identifier_preparer.quote(settings.system_schema) + "."
-        )
+        # For text(): it doubles percent signs by itself, and takes what follows a plain colon for a parameter.
+        self._prefix = "" if self._is_sqlite else quote_identifier(settings.system_schema).replace(":", r"\:") + "."
         if self._is_sqlite:
             self._prepare_sqlite(settings)
         if not self.is_system_database:
@@ -174,13 +174,14 @@ class ApplicationDatabase:
         """Whether a transaction that failed so may succeed when it is run again."""
         if isinstance(error, sa.exc.TimeoutError):
             return True  # all connections of the pool are in use
+        # What fails while an SQLite transaction begins is not wrapped: that happens in a listener of ours.
+        code = getattr(getattr(error, "orig", error), "sqlite_errorcode", None)
+        if code is not None:
+            return code & 0xFF in SQLITE_RETRYABLE_CODES
         if not isinstance(error, sa.exc.DBAPIError):
             return False
         if error.connection_invalidated:
             return True
-        code = getattr(error.orig, "sqlite_errorcode", None)
-        if code is not None:
-            return code & 0xFF in SQLITE_BUSY_CODES
         sqlstate = getattr(error.orig, "sqlstate", None)
         if sqlstate is None:
             return isinstance(error, sa.exc.OperationalError)  # the server could not be reached at all

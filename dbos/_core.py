@@ -73,14 +73,14 @@ def decorate_workflow(
     if is_async:
 
         async def call_async(*args: Any, **kwargs: Any) -> Any:
-            engine = registry.engine_for(registered_name)
+            engine = registry.engine or _no_engine(registry, registered_name)
             return await drive_async(engine, call_workflow(engine, function, args, kwargs))
 
         wrapper = call_async
     else:
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            engine = registry.engine_for(registered_name)
+            engine = registry.engine or _no_engine(registry, registered_name)
             return drive(engine, call_workflow(engine, function, args, kwargs))
 
         wrapper = call
@@ -104,7 +104,7 @@ def decorate_step(
             context = current_context()
             if context is None or context.run is None or context.step_id is not None:
                 return await func(*args, **kwargs)
-            engine = registry.engine_for(registered_name)
+            engine = registry.engine or _no_engine(registry, registered_name)
             return await drive_async(engine, run_step(engine, context.run, context, step, args, kwargs))
 
         wrapper = call_async
@@ -114,7 +114,7 @@ def decorate_step(
             context = current_context()
             if context is None or context.run is None or context.step_id is not None:
                 return func(*args, **kwargs)
-            engine = registry.engine_for(registered_name)
+            engine = registry.engine or _no_engine(registry, registered_name)
             return drive(engine, run_step(engine, context.run, context, step, args, kwargs))
 
         wrapper = call
@@ -141,7 +141,7 @@ def decorate_transaction(
     transaction = TransactionFunction(registered_name, func, isolation_level, info)
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        engine = registry.engine_for(registered_name)
+        engine = registry.engine or _no_engine(registry, registered_name)
         context = current_context()
         if context is None or context.run is None:
             return drive(engine, call_workflow(engine, around, args, kwargs))
@@ -152,6 +152,14 @@ def decorate_transaction(
     around = WorkflowFunction(TEMPORARY_PREFIX + registered_name, "transaction", wrapped, info, is_async=False)
     registry.register_workflow(around)
     return wrapped
+
+
+def _no_engine(registry: Registry[Engine], name: str) -> Engine:
+    """Stop a run that outlived ``DBOS.destroy``: the call has not failed. Anybody else is told what is missing."""
+    context = current_context()
+    if context is not None and context.run is not None:
+        context.run.check_interrupted()
+    return registry.engine_for(name)
 
 
 def _finish(func: Callable[..., Any], wrapper: Callable[..., Any], name: str, kind: Kind) -> Callable[..., Any]:

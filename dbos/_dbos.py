@@ -12,7 +12,7 @@ import asyncio
 import atexit
 import logging
 import os
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, TypeVar, get_args, overload
 
 from dbos._bridge import Bridge, refuse_running_loop
@@ -86,10 +86,14 @@ def _shut_down_at_exit() -> None:
 
 
 def _find_engine() -> Engine:
-    instance = _process.instance
-    if instance is None:
+    # The registry's, which stays until destroy() has ended: workflows that run meanwhile go on, or are interrupted.
+    engine = _process.registry.engine
+    if engine is None:
+        context = current_context()
+        if context is not None and context.run is not None:
+            context.run.check_interrupted()
         raise DBOSException("No DBOS was created yet: make one with DBOS(config=...), then call DBOS.launch()")
-    return instance._runtime.engine
+    return engine
 
 
 _bridge = Bridge(_find_engine)
@@ -206,7 +210,7 @@ class DBOS:
             if runtime is not None:
                 runtime.shut_down(workflow_completion_timeout_sec)
         finally:
-            if instance is not None:
+            if instance is not None and _process.registry.engine is instance._runtime.engine:
                 _process.registry.engine = None
             if destroy_registry:
                 _process.registry.clear()
@@ -641,7 +645,7 @@ class DBOS:
     @classmethod
     async def asyncio_wait(
         cls,
-        fs: Sequence[Awaitable[Any]],
+        fs: Collection[Awaitable[Any]],
         *,
         timeout: float | None = None,
         return_when: str = asyncio.ALL_COMPLETED,
@@ -649,14 +653,14 @@ class DBOS:
         """``asyncio.wait`` for workflows: which awaitables were done is recorded, so that replay takes the same way.
 
         Args:
-            fs: Awaitables; coroutines become tasks.
+            fs: Awaitables; coroutines become tasks. Of the sets, only those that an earlier wait returned.
             timeout: How long to wait, in seconds; None for as long as it takes.
             return_when: ``asyncio.FIRST_COMPLETED``, ``FIRST_EXCEPTION`` or ``ALL_COMPLETED``.
 
         Returns:
             The sets of awaitables that are done and that are pending.
         """
-        engine = _process.instance._runtime.engine if _process.instance is not None else None
+        engine = _process.registry.engine
         return await timing.asyncio_wait(engine, fs, timeout=timeout, return_when=return_when)
 
     @classmethod

@@ -404,7 +404,8 @@ class DBOSUnexpectedStepError(DBOSException):
         super().__init__(
             f"In workflow {workflow_id}, step {step_id}: function {recorded_name} was recorded when {expected_name} "
             "was expected. A workflow must be deterministic: given the same inputs and step results it must call the "
-            "same operations in the same order. For a deliberate change of code use DBOS.patch."
+            "same operations in the same order. If parts that run side by side have several operations each, make "
+            "each of them a child workflow. For a deliberate change of code use DBOS.patch."
         )
 
 

@@ -23,9 +23,17 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_jitter.seed)
 
 
-def new_workflow_id() -> WorkflowId:
-    """Return a random UUID (version 4) as text, for a workflow whose caller did not choose an id."""
-    return WorkflowId(str(uuid.uuid4()))
+def new_workflow_id(now_ms: int) -> WorkflowId:
+    """Return a new UUID (version 7) as text, for a workflow whose caller did not choose an id.
+
+    It begins with the time, so what runs at the same time lies side by side in the tables: a batch that records steps
+    of ten workflows changes a page or two and not ten. Its other 74 bits are random.
+    """
+    time = f"{now_ms:012x}"
+    digits = os.urandom(10).hex()
+    return WorkflowId(
+        f"{time[:8]}-{time[8:]}-7{digits[:3]}-{'89ab'[int(digits[3], 16) % 4]}{digits[4:7]}-{digits[7:19]}"
+    )
 
 
 def new_token() -> str:

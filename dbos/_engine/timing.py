@@ -6,8 +6,9 @@ import asyncio
 import inspect
 import json
 import logging
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Collection, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from dbos._context import current_context
 from dbos._engine.engine import Engine
@@ -28,6 +29,10 @@ SLEEP = "DBOS.sleep"
 ASYNCIO_WAIT = "DBOS.asyncio_wait"
 PORTABLE_JSON = "portable_json"  # wake-up times are written so whatever the application's serializer is
 LONGEST_PAUSE_S = 60.0  # a timer stands still while a computer is suspended, the time to wake up at does not
+
+# Where a future stood when it was first waited for. Sets, such as a wait returns, have another order in each process;
+# by these places they have the same in every execution.
+_places: WeakKeyDictionary[asyncio.Future[Any], tuple[int, int]] = WeakKeyDictionary()
 
 
 def sleep(engine: Engine, seconds: float) -> Flow[None]:
@@ -86,12 +91,16 @@ def sleep_until_recorded(engine: Engine, run: Run, function_id: int, seconds: fl
 
 async def asyncio_wait(
     engine: Engine | None,
-    fs: Sequence[Awaitable[Any]],
+    fs: Collection[Awaitable[Any]],
     *,
     timeout: float | None = None,
     return_when: str = asyncio.ALL_COMPLETED,
 ) -> Futures:
-    """``asyncio.wait``, but within a workflow which awaitables were done is recorded, so that replay decides alike."""
+    """``asyncio.wait``, but within a workflow which awaitables were done is recorded, so that replay decides alike.
+
+    Raises:
+        TypeError: within a workflow, ``fs`` is unordered and no earlier wait has returned what is in it.
+    """
     context = current_context()
     if context is None or not context.is_in_workflow_body or engine is None:
         futures = _futures(fs)
@@ -103,12 +112,15 @@ async def asyncio_wait(
     try:
         run.check_interrupted()
         recorded = run.recorded(function_id, ASYNCIO_WAIT)
+        fs = _in_order(fs)
     except BaseException:
         for awaitable in fs:
             if inspect.iscoroutine(awaitable):
                 awaitable.close()  # nobody else will ever await it
         raise
     futures = _futures(fs)
+    for index, future in enumerate(futures):
+        _places.setdefault(future, (function_id, index))
     if recorded is None:
         started_ms = engine.clock.now_ms()
         done = await _wait(run, futures, timeout, return_when)
@@ -135,7 +147,19 @@ async def asyncio_wait(
     return chosen, set(futures) - chosen
 
 
-def _futures(awaitables: Sequence[Awaitable[Any]]) -> list[asyncio.Future[Any]]:
+def _in_order(awaitables: Collection[Awaitable[Any]]) -> Sequence[Awaitable[Any]]:
+    if isinstance(awaitables, Sequence):
+        return awaitables
+    try:
+        return sorted(awaitables, key=_places.__getitem__)  # type: ignore[arg-type]  # others are not found, or no keys
+    except (KeyError, TypeError):
+        raise TypeError(
+            "DBOS.asyncio_wait() was given a set. Its order differs from one execution to the next: pass a list. "
+            "Only the sets that an earlier wait returned may be passed on."
+        ) from None
+
+
+def _futures(awaitables: Collection[Awaitable[Any]]) -> list[asyncio.Future[Any]]:
     return [asyncio.ensure_future(awaitable) for awaitable in awaitables]
 
 

@@ -190,14 +190,14 @@ def _describe(
     inputs, serialization = engine.serialization.dump_inputs(
         tuple(stored_args), kwargs, function.info.serialization_type
     )
+    now_ms = engine.db.now_ms()
     assigned = _take_assigned_id(context)
     if assigned is not None:
         workflow_id = assigned
     elif parent is not None:
         workflow_id = f"{parent.workflow_id}-{function_id}"
     else:
-        workflow_id = new_workflow_id()
-    now_ms = engine.db.now_ms()
+        workflow_id = new_workflow_id(now_ms)
     timeout_ms: int | None = None
     deadline_ms: int | None = None
     if isinstance(context.timeout_ms, Unset):

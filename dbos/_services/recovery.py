@@ -9,6 +9,7 @@ fact in the database, the deletion of its row, and it holds in the same transact
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Sequence
 
 from dbos._engine.engine import Engine
@@ -43,6 +44,7 @@ class Recovery(Service):
         self._next_round = float("-inf")
         self._next_look = float("-inf")
         self._has_one_left = False
+        self._lock = threading.Lock()  # a round may be asked for while another is under way
 
     def work_once(self) -> float | None:
         """Take over, and come back soon: at once if an instance leaves."""
@@ -55,6 +57,10 @@ class Recovery(Service):
 
     def take_over_once(self) -> list[str]:
         """Take over what dead instances of our application version have left; returns the ids of the workflows."""
+        with self._lock:
+            return self._take_over()
+
+    def _take_over(self) -> list[str]:
         engine = self._engine
         gone, silent = self._dead()
         version, now_ms = engine.application_version, engine.db.now_ms()
@@ -85,8 +91,9 @@ class Recovery(Service):
 
     def recover_now(self, executor_ids: Sequence[str]) -> list[str]:
         """Recover at once what is not running: ours, if it is named, and whatever nobody alive owns."""
-        self._next_look = float("-inf")
-        recovered = self.take_over_once()
+        with self._lock:
+            self._next_look = float("-inf")
+            recovered = self._take_over()
         if self._engine.executor_id in executor_ids:
             recovered += self._leases.release()
         return recovered

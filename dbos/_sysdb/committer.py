@@ -102,6 +102,7 @@ class Committer:
         self._leader: Unit | _OurThread | None = None
         self._interrupted: deque[ThreadUnit] = deque()
         self._is_suspect = False
+        self._expected = 0
         self._is_closing = False  # not an Event: an interrupt within its wait() can leave its lock held
         self._thread: threading.Thread | None = None
 
@@ -241,6 +242,11 @@ class Committer:
 
     def _lead(self, leader: Unit | _OurThread) -> None:
         """Commit one batch, pass leadership on, wake whoever was carried."""
+        if self._expected > 1:
+            arrived = -1
+            while arrived != len(self._queue) and len(self._queue) < self._expected:
+                arrived = len(self._queue)
+                time.sleep(0)
         with self._mutex:
             batch = self._batch
             if isinstance(leader, ThreadUnit):
@@ -252,6 +258,7 @@ class Committer:
             self._execute(batch)
         self._keep_up()
         self._hand_over(leader)
+        self._expected = len(batch)
         if batch != [leader]:  # whoever commits alone is awake
             wake(batch)
 

@@ -209,16 +209,25 @@ class Stage:
         self._applications: list[Application] = []
         self.log.touch()
         self.gate = directory / "gate"  # created by a test that lets a step pass
+        self.release = directory / "release"  # created by a test that lets go on what is held
         _execute(application_url, "CREATE TABLE ledger (workflow_id TEXT, n INTEGER)")
 
     def launch(
-        self, *, hold: Sequence[str] = (), without: Sequence[str] = (), wait: bool = True, **config: Any
+        self,
+        *,
+        hold: Sequence[str] = (),
+        without: Sequence[str] = (),
+        wait: bool = True,
+        checkpoint_bytes: int | None = None,
+        **config: Any,
     ) -> Application:
         """Start a process and wait until DBOS is launched in it."""
         settings = {
             "log": str(self.log),
             "hold": hold,
+            "release": str(self.release),
             "without": without,
+            "checkpoint_bytes": checkpoint_bytes,
             "config": {
                 "name": "shop",
                 "system_database_url": self.url,

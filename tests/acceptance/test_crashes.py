@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.harness import Record, Stage, stages
+from tests.acceptance.harness import Record, Stage, stages, until
 from tests.postgres_server import PostgresServer
 
 pytestmark = pytest.mark.slow
@@ -23,7 +23,13 @@ LIVES = {
         "second:committing",
         "outcome:committed",
     ],
-    "coroutine": ["start:committed", "first_async:committed", "second_async:begin", "outcome:committing"],
+    "coroutine": [
+        "start:committed",
+        "first_async:committed",
+        "second_async:end",
+        "outcome:committing",
+        "outcome:committed",
+    ],
     "ledger": ["transaction:committing", "transaction:committed", "second:begin"],
 }
 RESULTS = {
@@ -90,11 +96,14 @@ def live_through(stage: Stage, kind: str) -> None:
         check_nothing_was_repeated(stage, recorded, begun)
         check_ledger(stage, stage.records())
         recorded, begun = stage.records(), stage.begun()
+    is_finished, executions = stage.status("held") == "SUCCESS", stage.count("workflow:begin")
 
     survivor = stage.launch()
 
     assert survivor.result("held") == RESULTS[kind]
     assert survivor.close() == 0
+    if is_finished:
+        assert stage.count("workflow:begin") == executions
     check_nothing_was_repeated(stage, recorded, begun)
     check_ledger(stage, stage.records())
     assert stage.status("held") == "SUCCESS"
@@ -146,15 +155,41 @@ def test_whatever_is_in_flight_survives_five_kills_in_a_row(stage: Stage) -> Non
     assert unfinished == []
 
 
-def test_parents_that_wait_for_children_recover_with_two_threads(stage: Stage) -> None:
+@pytest.mark.parametrize("kind", ["parent", "coroutine_parent"])
+def test_parents_that_wait_for_children_recover_with_two_threads(stage: Stage, kind: str) -> None:
     parents = [f"parent-{number}" for number in range(6)]
     crashing = stage.launch(max_executor_threads=2, hold=["parent-5/start:committing"])
     for parent in parents:
-        crashing.tell("start", function="parent", id=parent, args=[1], kwargs={}, options={})
+        crashing.tell("start", function=kind, id=parent, args=[1], kwargs={}, options={})
     crashing.reached("start:committing")
     crashing.kill()
 
     survivor = stage.launch(max_executor_threads=2)
     results = [survivor.result(parent) for parent in parents[:5]]
 
-    assert results == [OTHERS["parent"]] * 5
+    assert results == [OTHERS[kind]] * 5
+
+
+def test_a_kill_in_the_middle_of_recovery_again_and_again_costs_no_work_and_no_workflow(stage: Stage) -> None:
+    """Five processes in a row die after they have taken over, or claimed, what the first one left."""
+    kinds = {"plain": "first", "coroutine": "first_async", "ledger": "first"}
+    crashing = stage.launch(hold=[f"{kind}/{step}:begin" for kind, step in kinds.items()])
+    for kind in kinds:
+        crashing.start(kind, kind, 1)
+    until(lambda: sum(each.instant.startswith("holding:") for each in stage.effects()) == 3, "all to hold")
+    crashing.kill()
+    begun = stage.begun()
+
+    for crash in range(5):
+        instant = "claim:committed" if crash % 2 else "take-over:committed"
+        recovering = stage.launch(hold=[instant], wait=False)
+        recovering.reached(instant)
+        recovering.kill()
+        assert stage.begun() == begun
+    survivor = stage.launch()
+
+    assert {kind: survivor.result(kind) for kind in kinds} == {kind: RESULTS[kind] for kind in kinds}
+    assert stage.rows("SELECT DISTINCT status FROM dbos.workflow_status") == [("SUCCESS",)]
+    attempts = stage.rows("SELECT max(recovery_attempts) FROM dbos.workflow_status")[0][0]
+    assert attempts == 4  # the start, two claims that died, and the last
+    check_ledger(stage, stage.records())

@@ -99,6 +99,53 @@ def test_an_interrupt_in_the_main_thread_leaves_the_workflow_for_the_next_launch
     assert following.result("w") == f"passed in {following.pid}"
 
 
+@pytest.mark.parametrize("other", ["gated", "gated_async"])
+def test_an_interrupt_in_the_thread_that_leads_a_commit_leaves_nobody_waiting(stage: Stage, other: str) -> None:
+    """Ctrl-C in the middle of a commit: it is settled, and others get their answers, before anybody learns of it."""
+    application = stage.launch(hold=["main/first:committing"], lease_s=1)
+    for number in range(3):
+        application.start(other, f"other-{number}", str(stage.gate))
+    until(lambda: stage.count("gated:begin") == 3, "the steps to begin")
+    application.tell("call_until_interrupted", function="plain", id="main", args=[1])
+    application.reached("first:committing")
+    stage.gate.touch()
+    until(lambda: stage.count("gated:end") == 3, "the steps to end")
+
+    application.send_signal(signal.SIGINT)
+    # The writer thread leads in its place, with the same unit.
+    until(lambda: stage.count("holding:first:committing", "main") == 2, "another thread to lead")
+    stage.release.touch()
+
+    assert application.answer() == "interrupted"
+    passed = f"passed in {application.pid}"
+    assert [application.result(f"other-{number}") for number in range(3)] == [passed] * 3
+    assert application.result("main") == RESULT  # by recovery, in the same process
+    assert stage.begun()["main", 1] == 1
+    assert application.close() == 0
+
+
+def test_an_interrupt_in_a_thread_that_waits_for_a_commit_disturbs_nobody(stage: Stage) -> None:
+    application = stage.launch(hold=["leader/pass_gate:committing"], lease_s=1)
+    application.start("gated", "leader", str(stage.gate))
+    stage.gate.touch()
+    application.reached("pass_gate:committing")
+    application.tell("call_until_interrupted", function="plain", id="main", args=[1])
+    until(lambda: stage.count("call:begin", "main") == 1, "the call")
+
+    application.send_signal(signal.SIGINT)
+
+    assert application.answer() == "interrupted"
+    assert stage.status("leader") == "PENDING"  # it still holds the commit that was waited for
+    stage.release.touch()
+    assert application.result("leader") == f"passed in {application.pid}"
+    application.start("plain", "after", 1)
+    assert application.result("after") == RESULT
+    application.start("plain", "main", 1)  # if its start was not committed, this is the first
+    assert application.result("main") == RESULT
+    assert stage.begun()["main", 1] == 1
+    assert application.close() == 0
+
+
 def test_a_fork_of_a_launched_process_does_not_act_for_it(stage: Stage) -> None:
     parent = stage.launch()
 
@@ -228,7 +275,8 @@ def test_user_roles_format_and_deadline_are_restored(stage: Stage) -> None:
 
     survivor = stage.launch()
 
-    assert survivor.result("w") == {"user": "ada", "roles": ["clerk", "admin"], "extra": {"n": 1}}
+    expected = {"user": "ada", "roles": ["clerk", "admin"], "role": "admin", "extra": {"n": 1}}
+    assert survivor.result("w") == expected
     assert stage.column("workflow_deadline_epoch_ms", "w") == deadline
     assert stage.column("serialization", "w") == "portable_json"
     assert '"user":"ada"' in stage.column("output", "w")

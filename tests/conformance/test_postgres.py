@@ -18,11 +18,12 @@ from dbos._clock import SystemClock
 from dbos._dbos_config import Settings, process_config
 from dbos._sys_db import SystemDatabase
 from dbos._sysdb.connection import Connection
-from dbos._sysdb.dialects import postgres
-from dbos._sysdb.dialects.postgres import array_literal
+from dbos._sysdb.dialects.postgres import writer as postgres
+from dbos._sysdb.dialects.postgres.connection import array_literal
 from dbos._sysdb.filters import WorkflowFilter
-from dbos._sysdb.operations import StepRecorded
+from dbos._sysdb.operations import Call, StepRecorded, call
 from dbos._sysdb.stores import workflow_status
+from dbos._sysdb.stores.workflow_status import WorkflowStatusStore
 from dbos._sysdb.stores.operation_outputs import HISTORY
 from tests.conformance.proxy import Proxy
 from tests.conformance.values import begin, child, enqueue, executor, outcome, record, row, start, status, step, steps
@@ -119,17 +120,18 @@ def test_a_read_does_not_try_every_connection_that_was_lost(db: SystemDatabase, 
 
 
 @pytest.mark.parametrize(
-    ("operation", "is_single"),
+    "operation",
     [
-        (start("new", run_token="new token"), True),
-        (step(), True),
-        (outcome(), True),
-        (child("child", "w", 1, run_token="child token"), False),
+        start("new", run_token="new token"),
+        step(),
+        outcome(),
+        child("child", "w", 1, run_token="child token"),
+        call(WorkflowStatusStore.cancel, ["w"], 1),
     ],
-    ids=["start", "step", "outcome", "child"],
+    ids=["start", "step", "outcome", "child", "call"],
 )
 def test_an_answer_to_commit_that_was_lost_changes_nothing(
-    settings: Settings, db: SystemDatabase, operation: Any, is_single: bool, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, db: SystemDatabase, operation: Any
 ) -> None:
     begin(db, start())
     if "host" not in parse_qs(urlsplit(settings.system_database_url).query):
@@ -137,7 +139,8 @@ def test_an_answer_to_commit_that_was_lost_changes_nothing(
     with Proxy.before(settings.system_database_url) as proxy:
         cut = SystemDatabase(replace(settings, system_database_url=proxy.url), SystemClock(), "tag")
         cut.fence("ours")
-        proxy.cut_answer_to(b"unnest" if is_single else b"COMMIT")
+        # What is written alone is a transaction by itself; its values come with its execution.
+        proxy.cut_answer_to(b"COMMIT" if isinstance(operation, Call) else operation.run_token.encode())
 
         answer = cut.commit(operation)[0]
         again = cut.commit(operation)[0]
@@ -149,7 +152,38 @@ def test_an_answer_to_commit_that_was_lost_changes_nothing(
         "RecordStep": StepRecorded("PENDING", None),
         "RecordOutcome": (True,),
     }
-    assert answer == again == expected[type(operation).__name__]
+    if not isinstance(operation, Call):
+        assert answer == again == expected[type(operation).__name__]
+    else:
+        assert status(db, "w") == "CANCELLED"
+
+
+async def test_an_answer_to_the_commit_of_a_whole_batch_that_was_lost_changes_nothing(
+    settings: Settings, db: SystemDatabase
+) -> None:
+    if "host" not in parse_qs(urlsplit(settings.system_database_url).query):
+        pytest.skip("the proxy speaks to a socket in the file system")
+    for number in range(15):
+        begin(db, start(f"w{number}"))
+    with Proxy.before(settings.system_database_url) as proxy:
+        cut = SystemDatabase(replace(settings, system_database_url=proxy.url), SystemClock(), "tag")
+        cut.fence("ours")
+        proxy.cut_answer_to(b'"w8","w9"')
+
+        results = await asyncio.gather(
+            *(cut.submit(step(f"w{number}")) for number in range(10)),
+            *(cut.submit(outcome(f"w{number}")) for number in range(10, 15)),
+            *(cut.submit(start(f"v{number}", run_token=f"token of v{number}")) for number in range(5)),
+        )
+
+        assert proxy.cuts == 1
+        await asyncio.to_thread(cut.close)
+    answers = [result[0] for result in results]
+    assert answers[:10] == [StepRecorded("PENDING", None)] * 10
+    assert all(answer.is_applied for answer in answers[10:15])
+    assert all(answer.created for answer in answers[15:])
+    assert [len(steps(db, f"w{number}")) for number in range(10)] == [1] * 10
+    assert [status(db, f"w{number}") for number in range(10, 15)] == ["SUCCESS"] * 5
 
 
 def test_a_server_that_restarts_is_waited_for(private_postgres: Cluster) -> None:
@@ -284,6 +318,36 @@ def test_a_statement_timeout_is_an_error_and_not_repeated(db: SystemDatabase) ->
 
     assert len(attempts) == 1
     assert begin(db, start()).created
+
+
+def test_a_time_limit_of_the_whole_database_stops_reads_once_and_commits_never(
+    settings: Settings, psql: psycopg.Connection[Any]
+) -> None:
+    psql.execute(f'ALTER DATABASE "{psql.info.dbname}" SET statement_timeout = 100')
+    db = SystemDatabase(settings, SystemClock(), "tag")
+    attempts: list[int] = []
+
+    def slow_read(connection: Connection) -> None:
+        attempts.append(1)
+        connection.all("SELECT pg_sleep(60)")
+
+    def slow_write(connection: Connection) -> object:
+        return connection.all("SELECT pg_sleep(0.3)")
+
+    with pytest.raises(psycopg.errors.QueryCanceled):
+        db.read(slow_read)
+    assert len(attempts) == 1
+    assert db.change(slow_write) == [("",)]
+    begin(db, start(owner_instance=None))
+    with psql.transaction():
+        psql.execute("SELECT 1 FROM dbos.workflow_status FOR UPDATE")
+        waiting = threading.Thread(target=db.commit, args=(outcome(),))
+        waiting.start()
+        psql.execute("SET LOCAL statement_timeout = 0")
+        psql.execute("SELECT pg_sleep(0.3)")
+    waiting.join(10)
+    assert status(db) == "SUCCESS"
+    db.close()
 
 
 # -- arrays, schemas, settings ----------------------------------------------------------------------------------------
@@ -444,7 +508,7 @@ def arrays(fields: tuple[str, ...], operations: list[Any]) -> dict[str, Any]:
     return {"instance": "ours", **{name: list(column) for name, column in zip(fields, columns, strict=True)}}
 
 
-STARTS = [(*start(f"new {number}")[:-1], None) for number in range(64)]
+STARTS = [(*start(f"new {number}")[:-1], None, None) for number in range(64)]
 STEPS = [step(f"w{number}", 2) for number in range(1, 65)]
 OUTCOMES = [outcome(f"w{number}") for number in range(1, 65)]
 IDS = [f"w{number}" for number in range(1, 65)]
@@ -453,7 +517,10 @@ IDS = [f"w{number}" for number in range(1, 65)]
 @pytest.mark.parametrize(
     ("statement", "parameters"),
     [
-        (postgres.INSERT_WORKFLOWS, arrays((*start()._fields[:-1], "parent_run_token"), STARTS)),
+        (postgres.INSERT_WORKFLOWS, arrays((*start()._fields[:-1], "parent_run_token", "parent_function_id"), STARTS)),
+        (postgres.INSERT_WORKFLOW_ALONE, {"instance": "ours", **start("new")._asdict()}),
+        (postgres.INSERT_STEP_ALONE, {"instance": "ours", **step("w1", 2)._asdict()}),
+        (postgres.UPDATE_OUTCOME_ALONE, {"instance": "ours", **outcome("w1")._asdict()}),
         (postgres.INSERT_STEPS, arrays(step()._fields, STEPS)),
         (postgres.UPDATE_OUTCOMES, arrays(outcome()._fields, OUTCOMES)),
         (postgres.SELECT_WORKFLOWS, {"ids": IDS}),
@@ -468,7 +535,7 @@ IDS = [f"w{number}" for number in range(1, 65)]
         (workflow_status.CANCEL, {"ids": IDS, "now_ms": 1}),
     ],
     ids=[
-        "start", "step", "outcome", "existing", "runs", "recorded", "holders",
+        "start", "start alone", "step alone", "outcome alone", "step", "outcome", "existing", "runs", "recorded", "holders",
         "history", "get", "unsettled", "running", "orphans", "cancel",
     ],
 )  # fmt: skip

@@ -7,6 +7,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -19,9 +20,12 @@ import pytest
 from dbos import DBOSConfig
 from dbos._clock import SystemClock
 from dbos._dbos_config import Settings
+from dbos._error import DBOSDatabaseUnavailableError
 from dbos._sys_db import SystemDatabase
 from dbos._sysdb.connection import Connection
 from dbos._sysdb.dialects import sqlite
+from dbos._sysdb.dialects.sqlite import checkpoints
+from dbos._sysdb.dialects.sqlite import writer as writer_module
 from dbos._sysdb.operations import StepRecorded
 from tests.conformance.values import begin, outcome, record, row, start, status, step
 from tests.unit.memory_writer import eventually
@@ -42,10 +46,10 @@ import sys
 from dbos._clock import SystemClock
 from dbos._dbos_config import process_config
 from dbos._sys_db import SystemDatabase
-from dbos._sysdb.dialects import sqlite
+from dbos._sysdb.dialects.sqlite import checkpoints
 from tests.conformance.values import start
 
-sqlite.CHECKPOINT_BYTES = int(sys.argv[3])
+checkpoints.CHECKPOINT_BYTES = int(sys.argv[3])
 settings = process_config({"name": "test-app", "system_database_url": sys.argv[1]}, {})
 db = SystemDatabase(settings, SystemClock(), "writer")
 print("ready", flush=True)
@@ -53,6 +57,35 @@ sys.stdin.readline()
 for number in range(int(sys.argv[2])):
     assert db.commit(start(f"theirs {number}", inputs="x" * 3000, owner_instance=None))[0].created
 db.close()
+"""
+
+
+OPEN_WITHOUT_RIGHTS = """
+import os, sys
+from dbos._clock import SystemClock
+from dbos._dbos_config import process_config
+from dbos._sys_db import SystemDatabase
+
+def open_database(path):
+    settings = process_config({"name": "test-app", "system_database_url": f"sqlite:///{path}"}, {})
+    SystemDatabase(settings, SystemClock(), "tag").close()
+
+path, kind = sys.argv[1:]
+folder = os.path.dirname(path)
+open_database(path)  # it exists, and everything is imported
+os.chmod(folder, 0o555 if kind == "a folder" else 0o777)
+os.chmod(path, 0o444 if kind == "a file" else 0o666)
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+for each in (path, folder + "/another.sqlite"):
+    try:
+        open_database(each)
+    except Exception as error:
+        print(type(error).__name__, str(error).replace("\\n", " "))
+    else:
+        print("opened")
 """
 
 
@@ -124,6 +157,48 @@ def test_the_log_is_gone_after_the_last_has_closed(db: SystemDatabase, path: Pat
         assert connection.execute("SELECT workflow_uuid FROM workflow_status").fetchall() == [("w",)]
 
 
+@pytest.mark.skipif(not hasattr(os, "setuid"), reason="gives up the rights of root")
+@pytest.mark.parametrize("kind", ["a folder", "a file", "nothing"])
+def test_what_may_not_be_written_is_a_clear_error_at_launch(kind: str) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        path = Path(folder, "dbos.sqlite")
+        result = subprocess.run(
+            [sys.executable, "-c", OPEN_WITHOUT_RIGHTS, str(path), kind],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        os.chmod(folder, 0o700)
+
+    if kind == "nothing":
+        assert result.stdout.splitlines() == ["opened", "opened"]
+        return
+    again, another = result.stdout.splitlines()
+    assert again.startswith("DBOSInitializationError")
+    assert "rights" in again or "may be written" in again
+    assert another.startswith("opened" if kind == "a file" else "DBOSInitializationError")
+
+
+@pytest.mark.parametrize("what", ["replaced", "deleted"])
+def test_nothing_is_acknowledged_once_the_file_is_not_the_one_that_is_open(
+    db: SystemDatabase, path: Path, tmp_path: Path, settings: Settings, what: str
+) -> None:
+    """What SQLite goes on writing to is a file without a name, which is gone when the process ends."""
+    begin(db, start())
+    if what == "replaced":
+        other = replace(settings, system_database_url=f"sqlite:///{tmp_path / 'other.sqlite'}")
+        SystemDatabase(other, SystemClock(), "other").close()
+        os.replace(tmp_path / "other.sqlite", path)
+    else:
+        path.unlink()
+
+    with pytest.raises(DBOSDatabaseUnavailableError, match="replaced or deleted"):
+        record(db, step())
+    with pytest.raises(DBOSDatabaseUnavailableError, match="replaced or deleted"):
+        begin(db, start("another"))
+
+
 # -- other processes --------------------------------------------------------------------------------------------------
 
 
@@ -131,7 +206,7 @@ def test_another_process_transaction_is_waited_for(
     db: SystemDatabase, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also for longer than one attempt lasts; nobody ever sees "database is locked"."""
-    monkeypatch.setattr(sqlite, "WRITE_PATIENCE_S", 0.01)
+    monkeypatch.setattr(writer_module, "WRITE_PATIENCE_S", 0.01)
     begin(db, start())
     answers: list[StepRecorded] = []
     numbers = count()
@@ -154,7 +229,7 @@ def test_another_process_transaction_is_waited_for(
 def test_closing_while_another_process_holds_the_file_ends(
     db: SystemDatabase, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "WRITE_PATIENCE_S", 0.01)
+    monkeypatch.setattr(writer_module, "WRITE_PATIENCE_S", 0.01)
     errors: list[BaseException] = []
 
     def commit() -> None:
@@ -201,6 +276,27 @@ def test_the_commit_of_another_process_is_noticed_while_we_commit_without_rest(d
     assert heard == [None]
 
 
+def test_what_a_transaction_has_read_nobody_changes_before_it_writes(db: SystemDatabase, path: Path) -> None:
+    """Begun at its first write, as Python's driver would, it could fail there, or overwrite what it has not seen."""
+    begin(db, start())
+    refused: list[str] = []
+
+    def rename(connection: Connection) -> None:
+        found = connection.one("SELECT name FROM dbos.workflow_status WHERE workflow_uuid = 'w'")
+        with closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as other:
+            try:
+                other.execute("UPDATE workflow_status SET name = 'theirs'")
+            except sqlite3.OperationalError as error:
+                refused.append(error.sqlite_errorname)
+        assert found is not None
+        connection.run("UPDATE dbos.workflow_status SET name = :name", name=f"{found[0]} and more")
+
+    db.change(rename)
+
+    assert refused == ["SQLITE_BUSY"]
+    assert row(db).name == "order and more"
+
+
 # -- checkpoints ------------------------------------------------------------------------------------------------------
 
 
@@ -211,7 +307,7 @@ def log_bytes(path: Path) -> int:
 def test_the_log_is_copied_into_the_database_and_used_again(
     db: SystemDatabase, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "CHECKPOINT_BYTES", 256 * 1024)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_BYTES", 256 * 1024)
 
     for number in range(600):
         begin(db, start(f"w{number}", inputs="x" * 3000))
@@ -223,7 +319,7 @@ def test_the_log_is_copied_into_the_database_and_used_again(
 def test_a_log_that_a_reader_needs_is_kept_and_copied_later(
     db: SystemDatabase, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "CHECKPOINT_BYTES", 64 * 1024)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_BYTES", 64 * 1024)
     begin(db, start("first"))
     with closing(sqlite3.connect(path, isolation_level=None)) as reading:
         reading.execute("BEGIN")
@@ -248,11 +344,11 @@ def test_processes_that_write_and_checkpoint_without_rest_lose_nothing(
     db: SystemDatabase, path: Path, sqlite_url: str, monkeypatch: pytest.MonkeyPatch, only_they_checkpoint: bool
 ) -> None:
     checkpoint_bytes = 32 * 1024
-    monkeypatch.setattr(sqlite, "CHECKPOINT_BYTES", checkpoint_bytes)
-    monkeypatch.setattr(sqlite, "CHECKPOINT_LOOK_BATCHES", 2)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_BYTES", checkpoint_bytes)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_LOOK_BATCHES", 2)
     if only_they_checkpoint:
         # Nobody checkpoints here, and the log grows; the other process does it for both.
-        monkeypatch.setattr(sqlite.CheckpointPlan, "is_due", lambda self, log_bytes: False)
+        monkeypatch.setattr(checkpoints.CheckpointPlan, "is_due", lambda self, log_bytes: False)
     starts = 300
     with process(WRITE, sqlite_url, starts, checkpoint_bytes) as writing:
         go_on(writing)

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from dbos._error import ExecutorFencedError
+from dbos._error import DBOSException, ExecutorFencedError
 from dbos._sys_db import SystemDatabase
+from dbos._sysdb import committer
 from dbos._sysdb.operations import OutcomeRecorded, Started, StepRecorded
 from dbos._sysdb.rows import StepRow
 from tests.conformance.values import (
@@ -319,6 +320,39 @@ def test_a_step_that_cannot_be_stored_fails_alone(db: SystemDatabase) -> None:
 
     assert isinstance(failed, UnicodeEncodeError)
     assert recorded == [StepRecorded("PENDING", None)]
+
+
+async def test_of_a_large_mixed_batch_the_poisonous_fail_alone_and_who_left_is_served(
+    db: SystemDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(committer, "MAX_UNIT_CHARACTERS", 2_000_000)
+    for number in range(20):
+        begin(db, start(f"w{number}"))
+    with pytest.raises(DBOSException, match="too large"):
+        db.submit(step("w0", 2, output="x" * 3_000_000))
+    with pytest.raises(DBOSException, match="too large"):
+        db.commit(step("w0", 2, output="x" * 3_000_000))
+
+    futures = {
+        **{f"step {number}": db.submit(step(f"w{number}")) for number in range(20)},
+        **{f"outcome {number}": db.submit(outcome(f"w{number}")) for number in range(0, 20, 2)},
+        "poisonous step": db.submit(step("w1", 2, output="\ud800")),
+        **{f"start {number}": db.submit(start(f"v{number}", run_token=f"v{number}")) for number in range(20)},
+        "poisonous start": db.submit(start("v99", inputs="\ud800")),
+        "blank start": db.submit(start("  ", run_token="blank")),
+        "large": db.submit(step("w1", 3, output="x" * 1_500_000)),
+    }
+    for number in range(0, 20, 5):
+        futures[f"start {number}"].cancel()
+    results = dict(zip(futures, await asyncio.gather(*futures.values(), return_exceptions=True), strict=True))
+
+    failed = {name for name, result in results.items() if isinstance(result, BaseException)}
+    cancelled = {f"start {number}" for number in range(0, 20, 5)}
+    assert failed == {"poisonous step", "poisonous start", "blank start"} | cancelled
+    assert db.read(db.workflows.get, "v99") is None
+    assert [row(db, f"v{number}").workflow_uuid for number in range(20)] == [f"v{number}" for number in range(20)]
+    assert [status(db, f"w{number}") for number in range(20)] == ["SUCCESS", "PENDING"] * 10
+    assert [each.function_id for each in steps(db, "w1")] == [1, 3]
 
 
 # -- outcomes ---------------------------------------------------------------------------------------------------------

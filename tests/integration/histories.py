@@ -65,8 +65,8 @@ def rewind(workflow_id: str, *, to_step: int | None = None) -> None:
 def execute_again(workflow_id: str, *, to_step: int | None = None) -> WorkflowHandle[Any]:
     """Rewind the workflow and recover it."""
     rewind(workflow_id, to_step=to_step)
-    [handle] = [each for each in DBOS._recover_pending_workflows() if each.workflow_id == workflow_id]
-    return handle
+    DBOS._recover_pending_workflows()  # what it returns lacks what the service was faster to recover
+    return DBOS.retrieve_workflow(workflow_id)
 
 
 def eventually(condition: Callable[[], object]) -> None:

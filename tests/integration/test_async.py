@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import random
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from dbos import DBOS, SetWorkflowID
-from dbos._error import DBOSAwaitedWorkflowCancelledError
-from tests.integration.histories import PATIENCE_S, engine, eventually, recorded, row, steps
+from dbos import DBOS, DBOSConfig, SetWorkflowID
+from dbos._error import DBOSAwaitedWorkflowCancelledError, DBOSUnexpectedStepError
+from tests.integration.crashes import Crash
+from tests.integration.histories import PATIENCE_S, engine, eventually, execute_again, recorded, row, steps
 
 
 async def wait_for_runs_to_end() -> None:
@@ -77,6 +80,61 @@ async def test_blocking_the_loop_that_a_workflow_runs_on_is_refused(dbos: type[D
 
     may_end.set()
     await handle.get_result()
+
+
+def test_blocking_the_librarys_own_loop_is_refused(dbos: type[DBOS]) -> None:
+    """A coroutine workflow that was started by a thread runs there, and so do those that it starts."""
+
+    @dbos.step()
+    async def step() -> int:
+        return 1
+
+    @dbos.workflow()
+    async def child() -> int:
+        return await step()
+
+    @dbos.workflow()
+    async def workflow() -> int:
+        refused = 0
+        for start in (child, step):
+            handle = dbos.start_workflow(start)
+            with pytest.raises(RuntimeError, match=r"get_result\(\) would block the event loop"):
+                handle.get_result()
+            refused += 1
+        for wait in (lambda: dbos.get_result("x"), lambda: dbos.run_step(None, step), lambda: dbos.sleep(3600)):
+            with pytest.raises(RuntimeError, match="event loop is running"):
+                wait()
+            refused += 1
+        return refused
+
+    dbos.launch()
+
+    assert dbos.start_workflow(workflow).get_result() == 5
+    eventually(lambda: not engine().runs.all())
+    assert {status.status for status in dbos.list_workflows()} == {"SUCCESS"}
+
+
+async def test_sync_workflows_steps_and_transactions_may_be_called_where_a_loop_runs(dbos: type[DBOS]) -> None:
+    @dbos.step()
+    def step() -> int:
+        return 1
+
+    @dbos.transaction()
+    def transaction() -> int:
+        return 2
+
+    @dbos.workflow()
+    def child() -> list[int]:
+        return [step(), transaction()]
+
+    @dbos.workflow()
+    async def workflow() -> list[Any]:
+        return [step(), transaction(), child(), dbos.start_workflow(child).get_result()]
+
+    dbos.launch()
+
+    assert await workflow() == [1, 2, [1, 2], [1, 2]]
+    assert await asyncio.to_thread(lambda: dbos.start_workflow(workflow).get_result()) == [1, 2, [1, 2], [1, 2]]
 
 
 async def test_a_recovered_workflow_runs_on_the_loop_that_ran_at_launch(dbos: type[DBOS]) -> None:
@@ -220,6 +278,102 @@ async def test_a_directly_called_workflow_that_is_cancelled_with_its_caller_stay
 
     assert row("wf").status == "PENDING"
     assert engine().runs.get("wf") is None
+
+
+def test_a_directly_called_workflow_that_was_cancelled_with_its_caller_is_taken_up_by_its_own_process(
+    config: DBOSConfig,
+) -> None:
+    config["lease_s"] = 0.3
+    DBOS.destroy(destroy_registry=True)
+    DBOS(config=config)
+    calls: list[int] = []
+
+    @DBOS.step(name="step")
+    async def step() -> int:
+        calls.append(1)
+        return len(calls)
+
+    @DBOS.workflow()
+    async def workflow() -> int:
+        result = await step()
+        if len(calls) == 1 and not may_end:
+            await asyncio.sleep(3600)
+        return result
+
+    async def serve() -> None:
+        with SetWorkflowID("wf"):
+            await asyncio.wait_for(workflow(), 0.1)
+
+    may_end = False
+    DBOS.launch()
+    try:
+        with pytest.raises(TimeoutError):
+            asyncio.run(serve())
+        may_end = True
+
+        assert DBOS.get_result("wf") == 1
+        assert recorded("wf") == [(1, "step")]
+        assert row("wf").recovery_attempts == 2
+    finally:
+        DBOS.destroy(destroy_registry=True)
+
+
+async def test_a_cancellation_that_comes_out_of_a_step_is_never_recorded(dbos: type[DBOS]) -> None:
+    """As if it had been given up: the step runs again, in this execution or in the next."""
+    calls: list[int] = []
+
+    @dbos.step(name="step")
+    async def step() -> str:
+        calls.append(1)
+        if len(calls) < 3:
+            raise asyncio.CancelledError
+        return "done"
+
+    @dbos.workflow()
+    async def workflow() -> str:
+        return await step()
+
+    dbos.launch()
+    with SetWorkflowID("wf"), pytest.raises(asyncio.CancelledError):
+        await workflow()
+    assert (recorded("wf"), row("wf").status) == ([], "PENDING")
+
+    for attempt in (2, 3):
+        await asyncio.to_thread(dbos._recover_pending_workflows)
+        async with asyncio.timeout(PATIENCE_S):
+            while len(calls) < attempt:
+                await asyncio.sleep(0.005)
+        await wait_for_runs_to_end()
+
+    assert (recorded("wf"), row("wf").status) == ([(1, "step")], "SUCCESS")
+
+
+async def test_a_wait_that_is_cancelled_in_a_workflow_is_not_recorded_and_leaves_nothing_behind(
+    dbos: type[DBOS],
+) -> None:
+    may_end = asyncio.Event()
+
+    @dbos.workflow(name="child")
+    async def child() -> str:
+        await may_end.wait()
+        return "done"
+
+    @dbos.workflow()
+    async def workflow() -> str:
+        handle = await dbos.start_workflow_async(child)
+        for wait in (handle.get_result(), dbos.get_result_async("wf-1")):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(wait, 0.02)
+        may_end.set()
+        return await handle.get_result()
+
+    dbos.launch()
+
+    with SetWorkflowID("wf"):
+        assert await workflow() == "done"
+
+    assert recorded("wf") == [(1, "child"), (4, "DBOS.getResult")]
+    assert list(engine().db.wakeups.keys()) == []
 
 
 async def test_workflows_in_the_background_are_not_collected_while_they_wait(dbos: type[DBOS]) -> None:
@@ -390,3 +544,175 @@ def test_more_waiting_coroutines_than_threads_all_end(dbos: type[DBOS]) -> None:
 
     assert sum(handle.get_result() for handle in handles) == 60
     eventually(lambda: not engine().runs.all())
+
+
+# -- side by side, and crashed at any point ----------------------------------------------------------------------------
+
+
+class Gates:
+    """Lets the parts of a workflow pass one after the other, as a test chooses, or all of them crash."""
+
+    def __init__(self) -> None:
+        self.open: set[str] = set()
+        self.passed: list[str] = []
+        self.is_crashing = False
+
+    async def __call__(self, name: str) -> str:
+        while name not in self.open:
+            if self.is_crashing:
+                raise Crash
+            await asyncio.sleep(0.001)
+        self.passed.append(name)
+        return name.upper()
+
+
+def recover_elsewhere(config: DBOSConfig, gates: Gates, executor_id: str) -> None:
+    """End this executor, which records nothing more of what waits, and have another one take over."""
+    DBOS.destroy()
+    gates.open, gates.passed, gates.is_crashing = set(), [], False
+    config["executor_id"] = executor_id
+    DBOS(config=config)
+    DBOS.launch()
+
+
+def let(gates: Gates, name: str, workflow_id: str) -> None:
+    """Let a part pass, and wait until it is recorded."""
+    before = len(recorded(workflow_id))
+    gates.open.add(name)
+    eventually(lambda: len(recorded(workflow_id)) > before)
+
+
+def gated_steps(dbos: type[DBOS], gates: Gates, names: list[str]) -> list[Callable[[], Any]]:
+    def gated_step(name: str) -> Callable[[], Any]:
+        @dbos.step(name=name)
+        async def step() -> str:
+            return await gates(name)
+
+        return step
+
+    return [gated_step(name) for name in names]
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_gathered_steps_survive_a_crash_at_any_point_and_are_paired_by_source_order(
+    dbos: type[DBOS], config: DBOSConfig, seed: int
+) -> None:
+    gates, chance = Gates(), random.Random(seed)
+    alpha, beta, gamma, delta = gated_steps(dbos, gates, ["alpha", "beta", "gamma", "delta"])
+
+    @dbos.workflow(name="child")
+    async def child() -> str:
+        return await gates("child")
+
+    @dbos.workflow()
+    async def workflow() -> list[str]:
+        results = await asyncio.gather(alpha(), child(), beta(), gamma(), delta())
+        await gates("end")
+        return results
+
+    names = ["alpha", "child", "beta", "gamma", "delta"]
+    dbos.launch()
+    for survivors in range(len(names) + 1):
+        workflow_id = f"wf{survivors}"
+        order = chance.sample(names, len(names))
+        before, after = order[:survivors], chance.sample(order[survivors:], len(names) - survivors)
+        gates.open.clear()
+        with SetWorkflowID(workflow_id):
+            dbos.start_workflow(workflow)
+        eventually(lambda workflow_id=workflow_id: recorded(workflow_id))  # type: ignore[misc]  # binds it now
+        for name in before:
+            let(gates, name, workflow_id)
+
+        gates.is_crashing = True
+        eventually(lambda: not engine().runs.all())
+        recover_elsewhere(config, gates, f"executor {survivors}")
+        for name in after:
+            let(gates, name, workflow_id)
+        gates.open.add("end")
+
+        assert dbos.get_result(workflow_id) == [name.upper() for name in names]
+        assert gates.passed == [*after, "end"]  # what was recorded did not run again
+        assert [name for _, name in recorded(workflow_id)] == [*names[:2], "DBOS.getResult", *names[2:]]
+        assert row(workflow_id).executor_id == config["executor_id"]
+
+
+def test_a_loop_over_first_completed_survives_a_crash_at_any_point(dbos: type[DBOS], config: DBOSConfig) -> None:
+    """The set that a wait returns has another order in each process; it may be waited for again all the same."""
+    gates = Gates()
+    names = [f"step {number}" for number in range(6)]
+    gated = gated_steps(dbos, gates, names)
+
+    @dbos.step(name="use")
+    async def use(value: str) -> str:
+        return value
+
+    @dbos.workflow()
+    async def workflow() -> list[str]:
+        pending: Any = [asyncio.ensure_future(step()) for step in gated]
+        used = []
+        while pending:
+            done, pending = await dbos.asyncio_wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            used += [await use(value) for value in sorted(task.result() for task in done)]
+        return used
+
+    dbos.launch()
+    order = random.Random(1).sample(names, len(names))
+    for survivors in range(len(names)):
+        workflow_id = f"wf{survivors}"
+        gates.open.clear()
+        with SetWorkflowID(workflow_id):
+            dbos.start_workflow(workflow)
+        for number, name in enumerate(order[:survivors], start=1):
+            gates.open.add(name)  # a step, the wait for it, and its use
+            eventually(lambda id=workflow_id, rows=3 * number: len(recorded(id)) == rows)  # type: ignore[misc]
+
+        recover_elsewhere(config, gates, f"executor {survivors}")
+        for number, name in enumerate(reversed(order[survivors:]), start=survivors + 1):
+            gates.open.add(name)
+            eventually(lambda id=workflow_id, rows=3 * number: len(recorded(id)) == rows)  # type: ignore[misc]
+
+        expected = [*order[:survivors], *reversed(order[survivors:])]
+        assert dbos.get_result(workflow_id) == [name.upper() for name in expected]
+        assert gates.passed == expected[survivors:]
+
+
+async def test_an_unordered_collection_cannot_be_waited_for_durably(dbos: type[DBOS]) -> None:
+    @dbos.workflow()
+    async def workflow() -> None:
+        fresh: Any = {asyncio.ensure_future(asyncio.sleep(0)) for _ in range(2)}
+        try:
+            await dbos.asyncio_wait(fresh)
+        finally:
+            await asyncio.wait(fresh)
+
+    dbos.launch()
+
+    with SetWorkflowID("wf"), pytest.raises(TypeError, match=r"asyncio_wait\(\) .* a list"):
+        await workflow()
+
+    assert recorded("wf") == []
+
+
+async def test_gathered_helpers_of_several_steps_are_told_to_become_child_workflows(dbos: type[DBOS]) -> None:
+    turn = asyncio.Event()
+
+    @dbos.workflow()
+    async def workflow() -> None:
+        async def helper(name: str, is_first: bool) -> None:
+            await dbos.run_step_async({"name": f"{name} 1"}, asyncio.sleep, 0)
+            if not is_first:
+                await turn.wait()
+            await dbos.run_step_async({"name": f"{name} 2"}, asyncio.sleep, 0)
+            turn.set()
+
+        await asyncio.gather(helper("a", False), helper("b", True))
+
+    dbos.launch()
+    with SetWorkflowID("wf"):
+        await workflow()
+    assert [name for _, name in recorded("wf")] == ["a 1", "b 1", "b 2", "a 2"]
+
+    handle = await asyncio.to_thread(execute_again, "wf")
+
+    with pytest.raises(DBOSUnexpectedStepError, match="child workflow"):
+        await asyncio.to_thread(handle.get_result)

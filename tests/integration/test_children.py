@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dbos import DBOS, DBOSConfig, SetWorkflowID
-from dbos._error import DBOSAwaitedWorkflowCancelledError, DBOSNonExistentWorkflowError
+from dbos._error import DBOSAwaitedWorkflowCancelledError, DBOSNonExistentWorkflowError, DBOSWorkflowCancelledError
 from tests.integration.histories import PATIENCE_S, change, engine, eventually, execute_again, recorded, row, steps
 
 
@@ -444,3 +444,66 @@ async def test_coroutines_that_call_one_id_run_it_once(dbos: type[DBOS]) -> None
     assert await asyncio.gather(*(call(number) for number in range(100))) == [42] * 100
 
     assert len(calls) == 1
+
+
+class Slow:
+    """An argument that takes as long to be serialized as the test wants."""
+
+    def __init__(self, reached: threading.Event, may_go_on: threading.Event) -> None:
+        self._reached, self._may_go_on = reached, may_go_on
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self._reached.set()
+        assert self._may_go_on.wait(PATIENCE_S)
+        return str, ("slow",)
+
+
+@pytest.mark.parametrize("ending", ["the task is cancelled", "the workflow is cancelled"])
+async def test_a_child_that_a_thread_is_starting_when_its_parent_stops_is_the_parents_or_nobodys(
+    dbos: type[DBOS], ending: str
+) -> None:
+    reached, may_go_on = threading.Event(), threading.Event()
+    attempts: list[BaseException | None] = []
+
+    @dbos.workflow(name="child")
+    def child(argument: Any) -> str:
+        return "done"
+
+    def start(argument: Any) -> None:
+        try:
+            dbos.start_workflow(child, argument)
+            attempts.append(None)
+        except BaseException as error:
+            attempts.append(error)
+
+    @dbos.workflow()
+    async def workflow() -> None:
+        await asyncio.to_thread(start, Slow(reached, may_go_on))
+
+    async def serve() -> None:
+        with SetWorkflowID("wf"):
+            await workflow()
+
+    dbos.launch()
+    request = asyncio.create_task(serve())
+    assert await asyncio.to_thread(reached.wait, PATIENCE_S)
+
+    if ending == "the task is cancelled":
+        request.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await request
+    else:
+        await dbos.cancel_workflow_async("wf")
+    may_go_on.set()
+    await asyncio.to_thread(eventually, lambda: attempts)
+    await asyncio.gather(request, return_exceptions=True)
+
+    ids = {status.workflow_id for status in await dbos.list_workflows_async()}
+    if ending == "the task is cancelled":
+        # The row is still the run's, which nobody has told to stop: the child is recorded, and found by recovery.
+        assert (ids, recorded("wf"), attempts) == ({"wf", "wf-1"}, [(1, "child")], [None])
+        assert row("wf-1").parent_workflow_id == "wf"
+        assert await dbos.get_result_async("wf-1") == "done"
+    else:
+        assert (ids, recorded("wf")) == ({"wf"}, [])
+        assert isinstance(attempts[0], DBOSWorkflowCancelledError)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from dbos import DBOS, DBOSConfig, SetWorkflowID
 from dbos._error import DBOSDatabaseUnavailableError, DBOSException
@@ -236,3 +239,69 @@ def test_what_is_called_after_destroy_says_so(dbos: type[DBOS]) -> None:
         dbos.list_workflows()
     with pytest.raises(DBOSDatabaseUnavailableError, match="destroyed"):
         handle.get_status()
+
+
+def test_destroying_under_load_closes_the_database_last(
+    dbos: type[DBOS], config: DBOSConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Threads that read, write and start meanwhile are told, and nobody finds a connection closed under them."""
+    refused: list[BaseException] = []
+    counted: dict[str, int] = {}
+
+    @dbos.step()
+    def step(value: int) -> int:
+        return value
+
+    @dbos.transaction()
+    def transaction() -> int:
+        found: int = dbos.sql_session.execute(sa.text("SELECT 1")).scalar_one()
+        return found
+
+    @dbos.workflow()
+    def workflow() -> int:
+        return sum(step(number) for number in range(5)) + transaction()
+
+    @dbos.step()
+    async def step_async(value: int) -> int:
+        return value
+
+    @dbos.workflow()
+    async def workflow_async() -> int:
+        return sum(await asyncio.gather(*(step_async(number) for number in range(5))))
+
+    work: dict[str, Callable[[], Any]] = {
+        "call": workflow,
+        "start": lambda: dbos.start_workflow(workflow).get_result(),
+        "start async": lambda: dbos.start_workflow(workflow_async).get_result(),
+        "list": lambda: dbos.list_workflows(limit=5),
+        "call from a loop": lambda: asyncio.run(workflow_async()),
+    }
+
+    def repeat(name: str) -> None:
+        try:
+            while True:
+                work[name]()
+                counted[name] = counted.get(name, 0) + 1
+        except BaseException as error:
+            refused.append(error)
+
+    dbos.launch()
+    users = [threading.Thread(target=repeat, args=(name,)) for name in [*work] * 3]
+    for user in users:
+        user.start()
+    eventually(lambda: len(counted) == len(work))
+
+    with caplog.at_level(logging.INFO, logger="dbos"):
+        dbos.destroy()
+
+    for user in users:
+        user.join(PATIENCE_S)
+        assert not user.is_alive()
+    assert threads() == set()
+    assert {type(error) for error in refused} <= {DBOSDatabaseUnavailableError, DBOSException}
+    assert [each.getMessage() for each in caplog.records if each.levelno >= logging.ERROR] == []
+    DBOS(config=config)
+    dbos.launch()
+    eventually(lambda: not dbos.list_workflows(status=["PENDING", "ENQUEUED"]))
+    assert {status.output for status in dbos.list_workflows(status="SUCCESS")} == {10, 11}
+    assert dbos.list_workflows(status="ERROR") == []

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import psycopg
 import pytest
 
 from dbos import DBOS, DBOSConfig, DBOSConfiguredInstance, SetWorkflowID
@@ -21,6 +22,7 @@ from dbos._error import (
     DBOSWorkflowFunctionNotFoundError,
     MaxRecoveryAttemptsExceededError,
 )
+from dbos._operations import lifecycle
 from dbos._sysdb.rows import StatusRow
 from tests.acceptance.harness import until
 
@@ -218,6 +220,108 @@ def test_a_step_that_ends_after_destroy_does_not_look_failed_to_the_workflow(
     assert dbos.retrieve_workflow("w").get_result() == "done"
 
 
+@pytest.mark.parametrize("moment", ["while it is destroyed", "afterwards"])
+@pytest.mark.parametrize("operation", ["sleep", "step", "child", "status"])
+def test_an_operation_does_not_look_failed_to_a_workflow_that_outlives_destroy(
+    dbos: type[DBOS], config: DBOSConfig, monkeypatch: pytest.MonkeyPatch, operation: str, moment: str
+) -> None:
+    """The workflow once caught "No DBOS was created yet", and ended as ERROR with it."""
+    begun, destroyed, ended, errors = threading.Event(), threading.Event(), threading.Event(), []
+
+    @dbos.step()
+    def step() -> str:
+        return "done"
+
+    @dbos.workflow()
+    def child() -> str:
+        return "done"
+
+    operations: dict[str, Callable[[], Any]] = {
+        "sleep": lambda: dbos.sleep(0.001),
+        "step": step,
+        "child": child,
+        "status": lambda: dbos.get_workflow_status("w"),
+    }
+
+    @dbos.workflow()
+    def workflow() -> str:
+        begun.set()
+        try:
+            if not is_relaunched:
+                until(destroyed.is_set if moment == "afterwards" else is_interrupted, "destroy()")
+            operations[operation]()
+        except Exception as error:
+            errors.append(error)
+            raise
+        finally:
+            ended.set()
+        return "done"
+
+    def is_interrupted() -> bool:
+        run = runs.get("w")
+        return run is not None and run.is_interrupted
+
+    is_relaunched = False
+    if moment == "afterwards":
+        monkeypatch.setattr(lifecycle, "SHUTDOWN_GRACE_S", 0.01)
+    dbos.launch()
+    runs = engine().runs
+    with SetWorkflowID("w"):
+        dbos.start_workflow(workflow)
+    assert begun.wait(WAIT_S)
+    dbos.destroy()
+    destroyed.set()
+
+    assert ended.wait(WAIT_S)
+    assert errors == []
+    is_relaunched = True
+    DBOS(config=config)
+    dbos.launch()
+    assert dbos.retrieve_workflow("w").get_result() == "done"
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["thread", "coroutine"])
+def test_a_workflow_that_destroy_waits_for_can_use_everything_meanwhile(
+    dbos: type[DBOS], config: DBOSConfig, is_async: bool
+) -> None:
+    begun = threading.Event()
+
+    def is_ending() -> bool:
+        return _process.runtime is None
+
+    @dbos.workflow()
+    def child() -> str:
+        return "done"
+
+    @dbos.workflow(name="work")
+    def work() -> Any:
+        begun.set()
+        until(is_ending, "destroy()")
+        dbos.sleep(0.001)
+        return dbos.start_workflow(child).get_result()
+
+    @dbos.workflow(name="work_async")
+    async def work_async() -> Any:
+        begun.set()
+        await asyncio.to_thread(until, is_ending, "destroy()")
+        await dbos.sleep_async(0.001)
+        waiting = asyncio.ensure_future(dbos.sleep_async(0.001))
+        await dbos.asyncio_wait([waiting])
+        return await (await dbos.start_workflow_async(child)).get_result()
+
+    dbos.launch()
+    with SetWorkflowID("w"):
+        dbos.start_workflow(work_async if is_async else work)
+    assert begun.wait(WAIT_S)
+
+    dbos.destroy(workflow_completion_timeout_sec=WAIT_S)
+
+    DBOS(config=config)
+    dbos.launch()
+    assert status("w") == "SUCCESS"
+    assert [step["function_id"] for step in dbos.list_workflow_steps("w")] == list(range(1, 6 if is_async else 4))
+
+
 # -- what cannot be recovered ------------------------------------------------------------------------------------------
 
 
@@ -249,6 +353,7 @@ def test_what_cannot_be_decoded_ends_with_an_error_and_others_go_on(dbos: type[D
     with pytest.raises(Exception, match=r"."):
         recover("broken")
     assert status("broken") == "ERROR"
+    assert recover() == []
     assert calls.count("broken") == 1
 
 
@@ -296,18 +401,50 @@ def test_a_workflow_is_given_up_after_its_last_attempt(dbos: type[DBOS]) -> None
     assert len(begun) == 3
 
 
-def test_starting_a_workflow_again_is_no_attempt_to_recover_it(dbos: type[DBOS]) -> None:
-    @dbos.workflow(max_recovery_attempts=1)
-    def workflow() -> str:
+@pytest.mark.parametrize("is_async", [False, True], ids=["threads", "coroutines"])
+def test_starting_a_workflow_again_is_no_attempt_to_recover_it(dbos: type[DBOS], is_async: bool) -> None:
+    """Neither while it runs, nor while it waits to be recovered, nor when it has ended."""
+    gate, begun = threading.Event(), []
+
+    @dbos.workflow(name="work", max_recovery_attempts=1)
+    def work() -> str:
+        begun.append(1)
+        gate.wait(WAIT_S)
         return "done"
 
-    dbos.launch()
-    results = {run("w", workflow) for _ in range(5)}
+    @dbos.workflow(name="work_async", max_recovery_attempts=1)
+    async def work_async() -> str:
+        begun.append(1)
+        await asyncio.to_thread(gate.wait, WAIT_S)
+        return "done"
 
-    assert results == {"done"}
-    found = dbos.get_workflow_status("w")
-    assert found is not None
-    assert found.recovery_attempts == 1
+    def start() -> None:
+        with SetWorkflowID("w"):
+            dbos.start_workflow(work_async if is_async else work)
+
+    def attempts() -> int:
+        found = dbos.get_workflow_status("w")
+        assert found is not None
+        return found.recovery_attempts or 0
+
+    dbos.launch()
+    for _ in range(5):
+        start()
+    until(lambda: begun, "the workflow to begin")
+    while_running = attempts()
+    gate.set()
+    assert dbos.get_result("w") == "done"
+    crash("w", application_version="'another'")  # so that it is not recovered yet
+    for _ in range(5):
+        start()
+    while_pending = attempts()
+    change("UPDATE dbos.workflow_status SET application_version = 'test'")
+    assert recover("w") == ["done"]
+    for _ in range(5):
+        start()
+
+    assert (while_running, while_pending, attempts()) == (1, 1, 2)
+    assert len(begun) == 2
 
 
 def test_a_workflow_without_a_limit_is_never_given_up(dbos: type[DBOS]) -> None:
@@ -320,6 +457,45 @@ def test_a_workflow_without_a_limit_is_never_given_up(dbos: type[DBOS]) -> None:
     crash("w", recovery_attempts="1000")
 
     assert recover("w") == ["done"]
+
+
+def test_a_row_with_a_blank_id_is_not_run_under_another_one(dbos: type[DBOS], config: DBOSConfig) -> None:
+    """No path of ours writes such a row. If one is there all the same, each recovery must find it, and nothing new."""
+    calls: list[str | None] = []
+
+    @dbos.step()
+    def step() -> str:
+        return "done"
+
+    @dbos.workflow()
+    def workflow() -> str:
+        calls.append(dbos.workflow_id)
+        return step()
+
+    dbos.launch()
+    run("w", workflow)
+    crash("w")
+    if engine().db.dialect.name == "sqlite":
+        engine().db.change(lambda connection: connection.all("PRAGMA ignore_check_constraints = ON"))
+    else:
+        url = config["system_database_url"]
+        assert url is not None
+        with psycopg.connect(url) as psql:
+            psql.execute("ALTER TABLE dbos.workflow_status DROP CONSTRAINT workflow_status_workflow_uuid_check")
+    names = "status, name, inputs, serialization, created_at, updated_at, priority, application_version, "
+    names += "recovery_attempts, owner_instance, run_token"
+    for blank in ("", "  "):
+        change(
+            f"INSERT INTO dbos.workflow_status (workflow_uuid, {names}) "
+            f"SELECT '{blank}', {names} FROM dbos.workflow_status WHERE workflow_uuid = 'w'"
+        )
+
+    assert recover("w", "", "  ") == ["done"] * 3
+    assert recover() == []
+
+    assert calls[0] == "w"
+    assert sorted(calls[1:], key=str) == ["", "  ", "w"]
+    assert {each.workflow_id for each in dbos.list_workflows()} == {"", "  ", "w"}
 
 
 # -- targets -----------------------------------------------------------------------------------------------------------

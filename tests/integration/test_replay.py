@@ -296,31 +296,6 @@ def test_a_recovered_workflow_acts_for_the_same_user_in_the_same_format_until_th
     assert (after.serialization, after.outcome_serialization) == (before.serialization, before.outcome_serialization)
 
 
-def test_calling_a_workflow_again_is_no_recovery_attempt(dbos: type[DBOS]) -> None:
-    @dbos.workflow(max_recovery_attempts=1)
-    def workflow() -> int:
-        return 1
-
-    dbos.launch()
-
-    assert [run(workflow) for _ in range(5)] == [1] * 5
-    assert row("wf").recovery_attempts == 1
-
-
-def test_inputs_that_cannot_be_decoded_finish_the_workflow_with_an_error(dbos: type[DBOS]) -> None:
-    @dbos.workflow()
-    def workflow() -> None: ...
-
-    dbos.launch()
-    run(workflow)
-    change("UPDATE dbos.workflow_status SET inputs = 'damaged'")
-
-    with pytest.raises(Exception, match=r"cannot be decoded|damaged"):
-        execute_again("wf").get_result()
-
-    assert row("wf").status == "ERROR"
-
-
 def test_an_error_that_cannot_be_serialized_is_recorded_by_what_it_said(dbos: type[DBOS]) -> None:
     class Unspeakable(Exception):
         def __init__(self) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from dbos import DBOS, DBOSConfig, Serializer, SetWorkflowID
-from dbos._error import DBOSException
+from dbos import DBOS, DBOSConfig, PortableWorkflowError, Serializer, SetWorkflowID
+from dbos._error import DBOSDeserializationError, DBOSException
+from dbos._sysdb import committer
 from tests.integration.histories import change, engine, execute_again, recorded, row, steps
 
 
@@ -172,43 +173,167 @@ def test_a_result_that_cannot_be_serialized_is_an_error_once(dbos: type[DBOS], v
     assert calls == ["step", "workflow"]
 
 
-def test_an_exception_keeps_its_type_and_attributes(dbos: type[DBOS]) -> None:
+class Unreadable:
+    """It can be pickled, and the pickle cannot be loaded."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return refuse, ("cannot be made again",)
+
+
+def refuse(message: str) -> None:
+    raise LookupError(message)
+
+
+def test_a_result_that_cannot_be_read_back_is_an_error_for_its_reader_only(dbos: type[DBOS]) -> None:
     @dbos.workflow()
-    def workflow() -> None:
-        raise Picky(7, reason="because")
+    def workflow(value: int) -> Any:
+        return Unreadable() if value == 0 else value
 
     dbos.launch()
-    with pytest.raises(Picky), SetWorkflowID("wf"):
-        workflow()
+    for value in range(2):
+        with SetWorkflowID(f"wf{value}"):
+            workflow(value)
 
-    with pytest.raises(Exception, match="7: because"):
-        dbos.retrieve_workflow("wf").get_result()
+    with pytest.raises(DBOSDeserializationError, match="LookupError"):
+        dbos.retrieve_workflow("wf0").get_result()
+
+    unreadable, readable = dbos.list_workflows()
+    assert (unreadable.status, readable.status) == ("SUCCESS", "SUCCESS")
+    assert (type(unreadable.output), readable.output) == (str, 1)  # its text is shown
 
 
-def test_an_exception_that_cannot_be_serialized_is_raised_and_recorded_by_its_text(dbos: type[DBOS]) -> None:
-    class Local(Exception):
-        lock = None
+def test_a_step_that_cannot_be_read_back_ends_its_workflow_when_it_is_replayed(dbos: type[DBOS]) -> None:
+    calls: list[int] = []
 
-    @dbos.step()
-    def step() -> None:
-        error = Local("what happened")
-        error.lock = threading.Lock()  # type: ignore[assignment]
+    @dbos.step(name="step")
+    def step() -> Any:
+        calls.append(1)
+        return Unreadable()
+
+    @dbos.workflow()
+    def workflow() -> str:
+        step()
+        return "done"
+
+    dbos.launch()
+    with SetWorkflowID("wf"):
+        assert workflow() == "done"
+
+    with pytest.raises(DBOSDeserializationError, match="LookupError"):
+        execute_again("wf").get_result()
+
+    assert row("wf").status == "ERROR"
+    assert len(calls) == 1
+    assert [info["function_name"] for info in dbos.list_workflow_steps("wf")] == ["step"]
+
+
+# -- exceptions --------------------------------------------------------------------------------------------------------
+
+
+class Reduced(Exception):
+    """It says itself how it is made again."""
+
+    def __init__(self, code: int, *, reason: str) -> None:
+        super().__init__(f"{code}: {reason}")
+        self.code, self.reason = code, reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return make_reduced, (self.code, self.reason)
+
+
+def make_reduced(code: int, reason: str) -> Reduced:
+    return Reduced(code, reason=reason)
+
+
+class Unspeakable(Exception):
+    """Nothing about it works."""
+
+    def __str__(self) -> str:
+        raise LookupError("broken")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise LookupError("broken too")
+
+
+def with_lock() -> Exception:
+    error = ValueError("what happened")
+    error.lock = threading.Lock()  # type: ignore[attr-defined]  # an attribute that cannot be pickled
+    return error
+
+
+def caused_by_itself() -> Exception:
+    error = ValueError("round and round")
+    error.__cause__ = error
+    return error
+
+
+def holding_itself() -> Exception:
+    error = ValueError("inside")
+    error.args = ("inside", error)
+    return error
+
+
+ERRORS: dict[str, tuple[Callable[[], Exception], type[Exception], str]] = {
+    "plain": (lambda: KeyError("gone", 7), KeyError, r"\('gone', 7\)"),
+    "arguments that must be named": (lambda: Picky(7, reason="because"), PortableWorkflowError, "7: because"),
+    "a __reduce__ of its own": (lambda: Reduced(7, reason="because"), Reduced, "7: because"),
+    "an attribute that cannot be pickled": (with_lock, PortableWorkflowError, "what happened"),
+    "no text and no pickle": (Unspeakable, PortableWorkflowError, "Unspeakable"),
+    "NUL": (lambda: ValueError("a\0b"), ValueError, "a\0b"),
+    "lone surrogate": (lambda: ValueError("a\ud800b"), ValueError, "a\ud800b"),
+    "not a number": (lambda: ValueError(math.nan), ValueError, "nan"),
+    "deep": (lambda: ValueError("deep", nested(200_000)), PortableWorkflowError, "ValueError"),
+    "caused by itself": (caused_by_itself, ValueError, "round and round"),
+    "holding itself": (holding_itself, PortableWorkflowError, "inside"),
+    "two megabytes": (lambda: ValueError("x" * 2_000_000), ValueError, "xxx"),
+}
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize("kind", ERRORS)
+def test_any_exception_is_raised_as_it_is_and_recorded_once(dbos: type[DBOS], kind: str, is_async: bool) -> None:
+    make, recorded_as, text = ERRORS[kind]
+    calls: list[int] = []
+    error = make()
+
+    @dbos.step(name="fail")
+    def fail() -> None:
+        calls.append(1)
+        raise error
+
+    @dbos.step(name="fail")
+    async def fail_async() -> None:
+        calls.append(1)
         raise error
 
     @dbos.workflow()
     def workflow() -> None:
-        step()
+        fail()
+
+    @dbos.workflow()
+    async def workflow_async() -> None:
+        await fail_async()
 
     dbos.launch()
-    with pytest.raises(Local, match="what happened"), SetWorkflowID("wf"):
-        workflow()
+    with SetWorkflowID("wf"):
+        first = dbos.start_workflow(workflow_async if is_async else workflow)
 
-    assert row("wf").status == "ERROR"
-    assert recorded("wf") == [(1, step.__qualname__)]
-    with pytest.raises(Exception, match="what happened"):
-        dbos.retrieve_workflow("wf").get_result()
-    with pytest.raises(Exception, match="what happened"):
-        execute_again("wf").get_result()
+    with pytest.raises(Exception) as raised:  # noqa: PT011  # the very object, compared below
+        first.get_result()
+    assert raised.value is error
+    assert (row("wf").status, recorded("wf")) == ("ERROR", [(1, "fail")])
+    for again in (dbos.retrieve_workflow("wf"), execute_again("wf"), dbos.retrieve_workflow("wf")):
+        with pytest.raises(recorded_as, match=text) as replayed:
+            again.get_result()
+        assert type(replayed.value) is recorded_as
+    assert (row("wf").status, len(calls)) == ("ERROR", 1)
+    [info] = dbos.list_workflow_steps("wf")
+    assert type(info["error"]) is recorded_as
+    if recorded_as is Reduced:
+        assert (info["error"].code, info["error"].reason) == (7, "because")
+
+
+# -- values that the database refuses ----------------------------------------------------------------------------------
 
 
 REFUSE = {
@@ -229,11 +354,19 @@ def unstorable(dbos: type[DBOS]) -> type[DBOS]:
     return dbos
 
 
-def test_a_step_whose_record_the_database_refuses_fails_the_same_way_every_time(unstorable: type[DBOS]) -> None:
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_step_whose_record_the_database_refuses_fails_the_same_way_every_time(
+    unstorable: type[DBOS], is_async: bool
+) -> None:
     calls: list[int] = []
 
     @unstorable.step(name="step")
     def step() -> str:
+        calls.append(1)
+        return "unstorable"
+
+    @unstorable.step(name="step")
+    async def step_async() -> str:
         calls.append(1)
         return "unstorable"
 
@@ -244,15 +377,23 @@ def test_a_step_whose_record_the_database_refuses_fails_the_same_way_every_time(
         except DBOSException as error:
             return str(error)
 
+    @unstorable.workflow()
+    async def workflow_async() -> str:
+        try:
+            return await step_async()
+        except DBOSException as error:
+            return str(error)
+
     with SetWorkflowID("wf"):
-        first = workflow()
+        first = unstorable.start_workflow(workflow_async if is_async else workflow).get_result()
 
     assert "The result of step step could not be stored" in first
     assert execute_again("wf").get_result() == first
     assert len(calls) == 1
 
 
-def test_an_outcome_that_the_database_refuses_is_an_error_once(unstorable: type[DBOS]) -> None:
+@pytest.mark.parametrize("is_async", [False, True])
+def test_an_outcome_that_the_database_refuses_is_an_error_once(unstorable: type[DBOS], is_async: bool) -> None:
     calls: list[int] = []
 
     @unstorable.workflow()
@@ -260,13 +401,71 @@ def test_an_outcome_that_the_database_refuses_is_an_error_once(unstorable: type[
         calls.append(1)
         return "unstorable"
 
-    with pytest.raises(DBOSException, match="outcome of workflow wf could not be stored"), SetWorkflowID("wf"):
-        workflow()
+    @unstorable.workflow()
+    async def workflow_async() -> str:
+        calls.append(1)
+        return "unstorable"
 
+    with SetWorkflowID("wf"):
+        handle = unstorable.start_workflow(workflow_async if is_async else workflow)
+
+    with pytest.raises(DBOSException, match="outcome of workflow wf could not be stored"):
+        handle.get_result()
     assert row("wf").status == "ERROR"
     with pytest.raises(DBOSException, match="could not be stored"):
         unstorable.retrieve_workflow("wf").get_result()
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_value_that_is_too_large_is_an_error_once(
+    dbos: type[DBOS], monkeypatch: pytest.MonkeyPatch, is_async: bool
+) -> None:
+    monkeypatch.setattr(committer, "MAX_UNIT_CHARACTERS", 2_000_000)
+    calls: list[str] = []
+    large = "x" * 3_000_000
+
+    def produce(what: str) -> str:
+        calls.append(what)
+        return large
+
+    async def produce_async(what: str) -> str:
+        return produce(what)
+
+    @dbos.workflow()
+    def workflow(argument: str) -> str:
+        for operation in (lambda: dbos.run_step({"name": "step"}, produce, "step"), lambda: workflow(large)):
+            with pytest.raises(DBOSException, match=r"too large|could not be stored"):
+                operation()
+        return produce("workflow")
+
+    @dbos.workflow()
+    async def workflow_async(argument: str) -> str:
+        for operation in (
+            lambda: dbos.run_step_async({"name": "step"}, produce_async, "step"),
+            lambda: workflow_async(large),
+        ):
+            with pytest.raises(DBOSException, match=r"too large|could not be stored"):
+                await operation()
+        return await produce_async("workflow")
+
+    dbos.launch()
+    chosen: Any = workflow_async if is_async else workflow
+    with SetWorkflowID("wf"):
+        handle = dbos.start_workflow(chosen, "small")
+
+    for again in (handle, dbos.retrieve_workflow("wf")):
+        with pytest.raises(DBOSException, match="outcome of workflow wf could not be stored"):
+            again.get_result()
+    with pytest.raises(DBOSException, match="too large"):
+        dbos.start_workflow(chosen, large)
+
+    assert calls == ["step", "workflow"]
+    assert (recorded("wf"), row("wf").status) == ([(1, "step")], "ERROR")
+    assert [status.workflow_id for status in dbos.list_workflows()] == ["wf"]
+    with pytest.raises(DBOSException, match="could not be stored"):
+        execute_again("wf").get_result()
+    assert calls == ["step", "workflow", "workflow"]
 
 
 def test_one_record_that_the_database_refuses_fails_alone(unstorable: type[DBOS]) -> None:

@@ -13,14 +13,15 @@ from typing import Any
 
 import pytest
 
-from dbos import DBOS, SetWorkflowID
+from dbos import DBOS, DBOSConfig, SetWorkflowID
+from dbos._engine.step import StepPolicy
 from dbos._error import (
     DBOSAwaitedWorkflowCancelledError,
     DBOSException,
     DBOSMaxStepRetriesExceeded,
     DBOSStepTimeoutError,
 )
-from tests.integration.histories import PATIENCE_S, eventually, recorded, row, steps
+from tests.integration.histories import PATIENCE_S, engine, eventually, recorded, row, steps
 
 
 def run(workflow: Callable[..., Any], *args: Any, workflow_id: str = "wf") -> Any:
@@ -317,19 +318,118 @@ def test_a_step_that_never_succeeds_raises_all_its_errors(dbos: type[DBOS]) -> N
     assert str(info["error"]) == str(caught.value)
 
 
-def test_there_is_no_pause_after_the_last_attempt(dbos: type[DBOS]) -> None:
-    @dbos.step(retries_allowed=True, max_attempts=1, interval_seconds=3600)
+@pytest.mark.parametrize("is_async", [False, True])
+def test_there_is_no_pause_after_the_last_attempt(
+    dbos: type[DBOS], monkeypatch: pytest.MonkeyPatch, is_async: bool
+) -> None:
+    options: Any = {"retries_allowed": True, "max_attempts": 3}
+    monkeypatch.setattr(StepPolicy, "pause_s", lambda self, attempt: 0.0 if attempt < 2 else 3600.0)
+
+    @dbos.step(**options)
     def doomed() -> None:
+        raise ValueError
+
+    @dbos.step(**options)
+    async def doomed_async() -> None:
         raise ValueError
 
     @dbos.workflow()
     def workflow() -> None:
         doomed()
 
+    @dbos.workflow()
+    async def workflow_async() -> None:
+        await doomed_async()
+
     dbos.launch()
 
-    with pytest.raises(DBOSMaxStepRetriesExceeded):
-        run(workflow)
+    with pytest.raises(DBOSMaxStepRetriesExceeded) as caught:
+        dbos.start_workflow(workflow_async if is_async else workflow).get_result()
+
+    assert len(caught.value.errors) == 3
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_step_that_is_recovered_between_two_attempts_has_all_its_attempts_again(
+    dbos: type[DBOS], config: DBOSConfig, is_async: bool
+) -> None:
+    attempts: list[int | None] = []
+    interval_s = 3600.0
+    options: Any = {"retries_allowed": True, "max_attempts": 4}
+
+    def attempt() -> str:
+        status = dbos.step_status
+        assert status is not None
+        attempts.append(status.current_attempt)
+        if len(attempts) < 5:
+            raise ValueError(len(attempts))
+        return "done"
+
+    @dbos.step(name="before")
+    def before() -> None:
+        attempts.append(None)
+
+    async def attempt_async() -> str:
+        return attempt()
+
+    @dbos.workflow()
+    def workflow() -> str:
+        before()
+        result: str = dbos.run_step({"name": "flaky", "interval_seconds": interval_s, **options}, attempt)
+        return result
+
+    @dbos.workflow()
+    async def workflow_async() -> str:
+        before()
+        return await dbos.run_step_async({"name": "flaky", "interval_seconds": interval_s, **options}, attempt_async)
+
+    dbos.launch()
+    with SetWorkflowID("wf"):
+        dbos.start_workflow(workflow_async if is_async else workflow)
+    eventually(lambda: attempts == [None, 0])  # and now it pauses
+
+    dbos.destroy()
+
+    interval_s = 0.001
+    DBOS(config=config)
+    dbos.launch()
+    assert dbos.get_result("wf") == "done"
+    assert attempts == [None, 0, 0, 1, 2]
+    assert recorded("wf") == [(1, "before"), (2, "flaky")]
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_cancellation_ends_the_pause_between_two_attempts(dbos: type[DBOS], is_async: bool) -> None:
+    attempts: list[int] = []
+
+    def attempt() -> None:
+        attempts.append(1)
+        raise ValueError
+
+    async def attempt_async() -> None:
+        attempt()
+
+    options: Any = {"name": "flaky", "retries_allowed": True, "interval_seconds": 3600}
+
+    @dbos.workflow()
+    def workflow() -> None:
+        dbos.run_step(options, attempt)
+
+    @dbos.workflow()
+    async def workflow_async() -> None:
+        await dbos.run_step_async(options, attempt_async)
+
+    dbos.launch()
+    with SetWorkflowID("wf"):
+        handle = dbos.start_workflow(workflow_async if is_async else workflow)
+    eventually(lambda: attempts)
+
+    dbos.cancel_workflow("wf")
+
+    with pytest.raises(DBOSAwaitedWorkflowCancelledError):
+        handle.get_result()
+    eventually(lambda: not engine().runs.all())
+    assert (len(attempts), recorded("wf")) == (1, [])
 
 
 def test_no_attempts_at_all_are_refused(dbos: type[DBOS]) -> None:
@@ -368,12 +468,18 @@ def test_should_retry_decides_whether_an_error_is_worth_another_attempt(dbos: ty
         run(workflow)
 
 
-async def test_should_retry_may_be_a_coroutine_function(dbos: type[DBOS]) -> None:
+@pytest.mark.parametrize("predicate", ["a function", "a coroutine function"])
+async def test_an_async_step_may_decide_with_either_kind_of_predicate(dbos: type[DBOS], predicate: str) -> None:
     errors = iter([OSError("again"), ValueError("final")])
 
-    async def is_temporary(error: Exception) -> bool:
+    def is_temporary_now(error: Exception) -> bool:
+        return isinstance(error, OSError)
+
+    async def is_temporary_later(error: Exception) -> bool:
         await asyncio.sleep(0)
         return isinstance(error, OSError)
+
+    is_temporary: Any = is_temporary_now if predicate == "a function" else is_temporary_later
 
     @dbos.step(retries_allowed=True, max_attempts=10, interval_seconds=0, should_retry=is_temporary)
     async def step() -> None:
@@ -456,6 +562,33 @@ def test_ctrl_c_ends_the_pause_between_two_attempts(dbos: type[DBOS]) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         run(workflow)
+
+    assert recorded("wf") == []
+    assert row("wf").status == "PENDING"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals to a thread")
+def test_ctrl_c_ends_the_pause_of_a_coroutine_too(dbos: type[DBOS]) -> None:
+    main = threading.main_thread().ident
+    assert main is not None
+
+    @dbos.step(retries_allowed=True, interval_seconds=3600)
+    async def step() -> None:
+        threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT)).start()
+        raise ValueError
+
+    @dbos.workflow()
+    async def workflow() -> None:
+        await step()
+
+    async def serve() -> None:
+        with SetWorkflowID("wf"):
+            await workflow()
+
+    dbos.launch()
+
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(serve())
 
     assert recorded("wf") == []
     assert row("wf").status == "PENDING"

@@ -493,17 +493,38 @@ def test_a_transaction_whose_workflow_was_taken_over_is_rolled_back(
     assert recorded("wf") == []
 
 
-@on_postgres
-def test_a_transaction_that_finds_no_free_connection_waits_for_one(
-    config: DBOSConfig, notes: Callable[[], list[str]]
+POOLS: dict[str, dict[str, Any]] = {
+    "one connection": {"pool_size": 1, "max_overflow": 0, "pool_timeout": 0.01},
+    "one connection for all": {"poolclass": sa.pool.QueuePool, "pool_size": 1, "max_overflow": 0, "pool_timeout": 30},
+    "no pool": {"poolclass": sa.pool.NullPool},
+}
+
+
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("databases", ["one", "two"])
+def test_transactions_are_content_with_any_pool(
+    request: pytest.FixtureRequest,
+    config: DBOSConfig,
+    tmp_path: Path,
+    pool: str,
+    databases: str,
 ) -> None:
-    config["db_engine_kwargs"] = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 0.01}
+    """A transaction needs one connection at a time; who finds none waits, and nothing fails for that."""
+    config["db_engine_kwargs"] = POOLS[pool]
+    if databases == "two":
+        is_sqlite = str(config["system_database_url"]).startswith("sqlite")
+        file = f"sqlite:///{tmp_path / 'application.sqlite'}"
+        config["application_database_url"] = file if is_sqlite else request.getfixturevalue("postgres_url")
     DBOS.destroy(destroy_registry=True)
     DBOS(config=config)
     transaction = DBOS.transaction()(add_note)
 
+    @DBOS.step()
+    def step() -> None: ...
+
     @DBOS.workflow()
     def workflow(note: str) -> str:
+        step()
         return transaction(note)
 
     DBOS.launch()
@@ -512,8 +533,110 @@ def test_a_transaction_that_finds_no_free_connection_waits_for_one(
         handles = [DBOS.start_workflow(workflow, str(number)) for number in range(8)]
 
         assert [handle.get_result() for handle in handles] == [str(number) for number in range(8)]
+        database = open_application_database(config)
+        with database.connect() as connection:
+            found = connection.scalars(sa.text("SELECT note FROM notes ORDER BY note"))
+            assert list(found) == [str(number) for number in range(8)]
+        database.dispose()
     finally:
         DBOS.destroy(destroy_registry=True)
+
+
+@on_postgres
+def test_a_transaction_that_exceeds_the_servers_time_limit_fails_once(
+    launched: type[DBOS], notes: Callable[[], list[str]]
+) -> None:
+    attempts: list[int] = []
+
+    @launched.transaction(name="slow")
+    def slow() -> None:
+        attempts.append(1)
+        add_note("lost")
+        launched.sql_session.execute(sa.text("SET LOCAL statement_timeout = '20ms'"))
+        launched.sql_session.execute(sa.text("SELECT pg_sleep(60)"))
+
+    @launched.workflow()
+    def workflow() -> None:
+        slow()
+
+    with pytest.raises(OperationalError, match="statement timeout"):
+        run(workflow)
+
+    assert (len(attempts), notes(), recorded("wf")) == (1, [], [(1, "slow")])
+    with pytest.raises(Exception, match="statement timeout"):
+        execute_again("wf").get_result()
+    assert len(attempts) == 1
+
+
+@pytest.mark.parametrize("databases", ["launched", "separate"])
+def test_what_a_transaction_reads_does_not_change_before_it_writes(
+    request: pytest.FixtureRequest, config: DBOSConfig, databases: str
+) -> None:
+    """Somebody else's program counts in the same file, or the same table, at the same time."""
+    dbos: type[DBOS] = request.getfixturevalue(databases)
+    database = open_application_database(config)
+    with database.begin() as connection:
+        connection.execute(INSERT, {"note": "0"})
+    stop = threading.Event()
+    theirs: list[int] = []
+
+    def count_elsewhere() -> None:
+        engine = open_application_database(config)
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            while not stop.is_set() or not theirs:
+                connection.execute(sa.text("UPDATE notes SET note = CAST(CAST(note AS INTEGER) + 1 AS TEXT)"))
+                theirs.append(1)
+                stop.wait(0.002)
+        engine.dispose()
+
+    @dbos.transaction()
+    def increment() -> None:
+        value = int(dbos.sql_session.execute(sa.text("SELECT note FROM notes")).scalar_one())
+        dbos.sql_session.execute(sa.text("UPDATE notes SET note = :note"), {"note": str(value + 1)})
+
+    counting = threading.Thread(target=count_elsewhere)
+    counting.start()
+    for _ in range(30):
+        increment()
+    stop.set()
+    counting.join(PATIENCE_S)
+
+    with database.connect() as connection:
+        assert connection.scalar(sa.text("SELECT note FROM notes")) == str(30 + len(theirs))
+    database.dispose()
+
+
+def test_a_transaction_whose_record_the_database_refuses_leaves_nothing(
+    launched: type[DBOS], config: DBOSConfig, notes: Callable[[], list[str]]
+) -> None:
+    on_sqlite = str(config["system_database_url"]).startswith("sqlite")
+    change(
+        "CREATE TRIGGER refuse BEFORE INSERT ON operation_outputs WHEN NEW.output = '\"unstorable\"' "
+        "BEGIN SELECT RAISE(ABORT, 'too large'); END"
+        if on_sqlite
+        else "ALTER TABLE dbos.operation_outputs ADD CHECK (output <> '\"unstorable\"')"
+    )
+    calls: list[int] = []
+
+    @launched.transaction(name="transaction")
+    def transaction() -> str:
+        calls.append(1)
+        add_note("lost")
+        return "unstorable"
+
+    @launched.workflow()
+    def workflow() -> str:
+        try:
+            return transaction()
+        except Exception as error:
+            return type(error).__name__
+
+    first = run(workflow)
+
+    assert first == "IntegrityError"
+    assert (notes(), recorded("wf"), len(calls)) == ([], [(1, "transaction")], 1)
+    execute_again("wf").get_result()
+    assert (notes(), len(calls)) == ([], 1)
 
 
 def test_an_error_of_the_database_that_is_not_temporary_is_raised(launched: type[DBOS]) -> None:

@@ -14,8 +14,8 @@ import pytest
 import sqlalchemy as sa
 
 from dbos._migration import MigrationTarget
-from dbos._sysdb.dialects.postgres_migration import PostgresMigrationTarget
-from dbos._sysdb.dialects.sqlite_migration import SQLiteMigrationTarget
+from dbos._sysdb.dialects.postgres.migration import PostgresMigrationTarget
+from dbos._sysdb.dialects.sqlite.migration import SQLiteMigrationTarget
 
 LAUNCHER = Path(__file__).with_name("launcher.py")
 
@@ -57,6 +57,10 @@ class Scene(Protocol):
         """Migrate in real processes; returns their exit codes, see launcher.py."""
         ...
 
+    def freeze(self, boundary: int) -> subprocess.Popen[str]:
+        """Migrate in a real process that stops itself at a boundary; returns it when it has stopped."""
+        ...
+
     def sibling(self, number: int) -> Scene:
         """The database of a launched process that has one of its own."""
         ...
@@ -73,6 +77,20 @@ def launch(url: str, schema: str, count: int, options: tuple[str, ...]) -> list[
     )
     assert launcher.stderr == ""
     return [int(code) for code in launcher.stdout.split()]
+
+
+def freeze(url: str, schema: str, boundary: int, at_end: ExitStack) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, str(LAUNCHER), url, schema, str(boundary), "freeze"],
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    at_end.enter_context(process)
+    at_end.callback(process.kill)
+    _, status = os.waitpid(process.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status), f"it ended before boundary {boundary}"
+    return process
 
 
 class SQLiteScene:
@@ -113,6 +131,9 @@ class SQLiteScene:
 
     def launch(self, count: int, *options: str) -> list[int]:
         return launch(self.url, "", count, options)
+
+    def freeze(self, boundary: int) -> subprocess.Popen[str]:
+        return freeze(self.url, "", boundary, self._at_end)
 
     def sibling(self, number: int) -> Scene:
         return SQLiteScene(f"{self.url}_{number}", self._at_end)
@@ -188,6 +209,9 @@ class PostgresScene:
 
     def launch(self, count: int, *options: str) -> list[int]:
         return launch(self.conninfo, self.schema, count, options)
+
+    def freeze(self, boundary: int) -> subprocess.Popen[str]:
+        return freeze(self.conninfo, self.schema, boundary, self._at_end)
 
     def sibling(self, number: int) -> Scene:
         return PostgresScene(self.conninfo, self._at_end, f"{self.schema}_{number}")

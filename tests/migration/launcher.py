@@ -1,8 +1,9 @@
-"""Real processes that migrate a database, run by the tests: ``launcher.py URL SCHEMA COUNT [crash] [wal]``.
+"""Real processes that migrate a database, run by the tests: ``launcher.py URL SCHEMA COUNT [crash] [wal] [freeze]``.
 
 Forks COUNT processes that start at the same instant and prints their exit codes: how many migrations each applied.
 With ``crash``, process n has a database of its own (URL or SCHEMA followed by ``_n``) and dies by SIGKILL at the n-th
 boundary between statements; with ``wal`` every second process switches the file to WAL first, as the library does.
+With ``freeze`` there is one process, which stops itself (SIGSTOP) at boundary COUNT.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from typing import Any, NoReturn
 import psycopg
 
 from dbos._migration import MigrationTarget, migrate
-from dbos._sysdb.dialects.postgres_migration import PostgresMigrationTarget
-from dbos._sysdb.dialects.sqlite_migration import SQLiteMigrationTarget
+from dbos._sysdb.dialects.postgres.migration import PostgresMigrationTarget
+from dbos._sysdb.dialects.sqlite.migration import SQLiteMigrationTarget
 
 FAILED = 100  # an exit code that is no number of migrations
 NEVER = -1
 
-crash_at = NEVER
+crash_at = freeze_at = NEVER
 boundaries_passed = 0
 
 
@@ -34,6 +35,8 @@ def boundary() -> None:
     global boundaries_passed
     if boundaries_passed == crash_at:
         os.kill(os.getpid(), signal.SIGKILL)
+    if boundaries_passed == freeze_at:
+        os.kill(os.getpid(), signal.SIGSTOP)
     boundaries_passed += 1
 
 
@@ -99,6 +102,11 @@ def run_child(url: str, schema: str, number: int, start: int, options: list[str]
 
 
 def main(url: str, schema: str, count: str, *options: str) -> None:
+    global freeze_at
+    if "freeze" in options:
+        freeze_at = int(count)
+        print(run(url, schema, wal=False))
+        return
     start, release = os.pipe()
     children = []
     for number in range(int(count)):

@@ -15,8 +15,8 @@ from psycopg.conninfo import make_conninfo
 
 from dbos._error import DBOSInitializationError
 from dbos._migration import migrate
-from dbos._sysdb.dialects.postgres_migration import create_database_if_missing, drop_database
-from dbos._sysdb.dialects.sqlite_migration import SQLiteMigrationTarget, delete_database
+from dbos._sysdb.dialects.postgres.migration import create_database_if_missing, drop_database
+from dbos._sysdb.dialects.sqlite.migration import SQLiteMigrationTarget, delete_database
 
 if TYPE_CHECKING:
     from .conftest import PostgresScene, SQLiteScene

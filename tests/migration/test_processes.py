@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from dbos._error import DBOSInitializationError
 from dbos._migration import load_migrations, migrate, verify
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the launcher fo
 
 PROCESSES = 20
 BOUNDARIES = 60  # more than a migration passes; checked
+INSIDE = 9  # a boundary within the first migration's transaction; checked
 
 
 def test_twenty_processes_at_once_on_an_empty_database_all_start(scene: Scene) -> None:
@@ -59,3 +61,22 @@ def definitions(scene: Scene, number: int) -> dict[str, str]:
     """What a database of a killed process holds, in the words of the others."""
     catalog = scene.sibling(number).catalog()
     return {name: text.replace(f" {scene.schema}_{number}.", " dbos.") for name, text in catalog.items()}
+
+
+@pytest.mark.parametrize("ending", [signal.SIGCONT, signal.SIGKILL])
+def test_a_process_that_is_frozen_in_a_migration_holds_up_others_within_a_bound_and_spoils_nothing(
+    scene: Scene, ending: signal.Signals
+) -> None:
+    everything = len(load_migrations(scene.dialect))
+    frozen = scene.freeze(INSIDE)
+
+    with pytest.raises(DBOSInitializationError, match=r"(?i)another process"):
+        migrate(scene.target(lock_wait_s=0.3))
+    assert scene.catalog() == {}
+
+    frozen.send_signal(ending)
+    applied, _ = frozen.communicate(timeout=60)
+    assert applied == (f"{everything}\n" if ending == signal.SIGCONT else "")
+    assert migrate(scene.target()) == (0 if ending == signal.SIGCONT else everything)
+    verify(scene.target())
+    assert scene.execute("SELECT count(*) FROM dbos.opendbos_migrations") == [(everything,)]

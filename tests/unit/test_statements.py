@@ -12,8 +12,10 @@ from dbos._error import ExecutorFencedError
 from dbos._schemas.rendering import quote_identifier
 from dbos._sysdb import statements
 from dbos._sysdb.connection import Failure
-from dbos._sysdb.dialects.postgres import PostgresDialect, array_literal
-from dbos._sysdb.dialects.sqlite import CHECKPOINT_BYTES, PAGE_BYTES, CheckpointPlan, SQLiteDialect
+from dbos._sysdb.dialects.postgres import PostgresDialect
+from dbos._sysdb.dialects.postgres.connection import array_literal
+from dbos._sysdb.dialects.sqlite import SQLiteDialect
+from dbos._sysdb.dialects.sqlite.checkpoints import CHECKPOINT_BYTES, PAGE_BYTES, CheckpointPlan
 from dbos._sysdb.statements import Renderer
 
 NUMBERED = Renderer("numbered", '"dbos".')

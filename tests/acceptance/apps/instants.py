@@ -3,7 +3,7 @@
 A line is ``<process> <workflow> <function id> <instant>``, with 0 for what is not in a step. Instants of the
 application's own code are written where they happen; those of the library (``…:committing``, ``…:committed``) are seen
 by a hook around the writer, so a process can be killed between a COMMIT and its answer. Each line is on disk before its
-instant is over.
+instant is over. What is held goes on when the file named ``release`` exists.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -22,11 +22,11 @@ from sqlalchemy.orm import Session
 from dbos import DBOS
 from dbos._app_db import ApplicationDatabase
 from dbos._sysdb.dialects.postgres import PostgresWriter
-from dbos._sysdb.dialects.sqlite import SQLiteWriter
+from dbos._sysdb.dialects.sqlite import SQLiteWriter, checkpoints
 from dbos._sysdb.operations import Operation, RecordOutcome, RecordStep, StartWorkflow
 from dbos._types import IsolationLevel
 
-__all__ = ["SETTINGS", "body", "instant", "watch_commits"]
+__all__ = ["SETTINGS", "body", "instant", "watch_checkpoints", "watch_commits"]
 
 SETTINGS: dict[str, Any] = json.loads(sys.argv[1])
 
@@ -35,13 +35,14 @@ _hold = set(SETTINGS["hold"])
 
 
 def instant(name: str, workflow_id: str | None = None) -> None:
-    """Write that this instant has come; stay in it forever if it is one to hold."""
+    """Write that this instant has come; stay in it, if it is one to hold, until it is released."""
     workflow_id = workflow_id or DBOS.workflow_id or "-"
     prefix = f"{os.getpid()} {workflow_id} {DBOS.step_id or 0}"
     _write(f"{prefix} {name}")
     if not _hold.isdisjoint({name, f"{workflow_id}/{name}"}):
         _write(f"{prefix} holding:{name}")
-        threading.Event().wait()
+        while not os.path.exists(SETTINGS["release"]):
+            time.sleep(0.002)
 
 
 @contextmanager
@@ -58,11 +59,24 @@ def _write(line: str) -> None:
 
 
 def watch_commits() -> None:
-    """Make the commits of workflow starts, steps, transactions, outcomes and claims instants."""
+    """Make the commits of workflow starts, steps, transactions, outcomes, claims and take-overs instants."""
     for writer in (SQLiteWriter, PostgresWriter):
         writer.write = _watched(writer.write)  # type: ignore[assignment, method-assign]  # a hook, whose type differs between the two writers
     hooked: Any = ApplicationDatabase
     hooked.transaction = _watched_transaction(ApplicationDatabase.transaction)
+
+
+def watch_checkpoints(checkpoint_bytes: int) -> None:
+    """Have SQLite's log copied into the database without rest, and make that an instant."""
+    hooked: Any = checkpoints
+    hooked.CHECKPOINT_BYTES, hooked.CHECKPOINT_LOOK_BATCHES = checkpoint_bytes, 1
+    done = checkpoints.CheckpointPlan.done
+
+    def watched(self: checkpoints.CheckpointPlan, log_bytes: int, frames: int) -> None:
+        done(self, log_bytes, frames)
+        instant("checkpoint", "-")
+
+    hooked.CheckpointPlan.done = watched
 
 
 def _watched(write: Callable[[Any, Sequence[Operation]], list[Any]]) -> Callable[[Any, Sequence[Operation]], list[Any]]:
@@ -77,6 +91,9 @@ def _watched(write: Callable[[Any, Sequence[Operation]], list[Any]]) -> Callable
             elif isinstance(operation.verb, partial) and operation.verb.func.__name__ == "claim":
                 for row in result:
                     instant("claim:committed", row.workflow_uuid)
+            elif getattr(operation.verb, "__name__", "") == "take_over":
+                for workflow_id in result:
+                    instant("take-over:committed", workflow_id)
         return results
 
     return watched

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 
 from dbos import DBOS, DBOSConfiguredInstance, DBOSContextSetAuth, SetWorkflowID, SetWorkflowTimeout
 from dbos import WorkflowSerializationFormat as Format
-from tests.acceptance.apps.instants import SETTINGS, body, instant, watch_commits
+from tests.acceptance.apps.instants import SETTINGS, body, instant, watch_checkpoints, watch_commits
 
 WITHOUT = set(SETTINGS["without"])  # what a new release of the application has not (yet)
 
@@ -119,12 +119,14 @@ def poison() -> None:
     os._exit(7)
 
 
+@DBOS.required_roles(["manager", "admin"])
 @DBOS.workflow(serialization_type=Format.PORTABLE)
 def context(**extra: int) -> dict[str, Any]:
     first(0)
     return {
         "user": DBOS.authenticated_user,
         "roles": DBOS.authenticated_roles,
+        "role": DBOS.assumed_role,
         "extra": extra,
     }
 
@@ -149,12 +151,27 @@ def pass_gate(gate: str) -> str:
     instant("gated:begin")
     while not os.path.exists(gate):
         time.sleep(0.005)
+    instant("gated:end")
     return f"passed in {os.getpid()}"
 
 
 @DBOS.workflow()
 def gated(gate: str) -> str:
     return pass_gate(gate)
+
+
+@DBOS.step()
+async def pass_gate_async(gate: str) -> str:
+    instant("gated:begin")
+    while not os.path.exists(gate):
+        await asyncio.sleep(0.005)
+    instant("gated:end")
+    return f"passed in {os.getpid()}"
+
+
+@DBOS.workflow()
+async def gated_async(gate: str) -> str:
+    return await pass_gate_async(gate)
 
 
 @DBOS.workflow()
@@ -219,6 +236,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "waits_for": waits_for,
     "busy": busy,
     "gated": gated,
+    "gated_async": gated_async,
     "first": first,
     "enter": enter,
 }
@@ -259,8 +277,17 @@ def result(id: str) -> Any:
 
 def call(function: str, id: str, args: list[Any]) -> Any:
     """Run a workflow right here, in the main thread."""
+    instant("call:begin", id)
     with SetWorkflowID(id):
         return FUNCTIONS[function](*args)
+
+
+def call_until_interrupted(function: str, id: str, args: list[Any]) -> Any:
+    """Run a workflow in the main thread of a process that survives Ctrl-C."""
+    try:
+        return call(function, id, args)
+    except KeyboardInterrupt:
+        return "interrupted"
 
 
 def status(id: str) -> str:
@@ -304,6 +331,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "start": start,
     "result": result,
     "call": call,
+    "call_until_interrupted": call_until_interrupted,
     "status": status,
     "instance": instance,
     "register": register,
@@ -321,6 +349,8 @@ def main() -> None:
         if what not in WITHOUT:
             register(what)
     watch_commits()
+    if SETTINGS["checkpoint_bytes"] is not None:
+        watch_checkpoints(SETTINGS["checkpoint_bytes"])
     # An application that ends in an orderly way when it is told to.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     DBOS.launch()

@@ -1,0 +1,359 @@
+"""The connection that writes to PostgreSQL: a batch is one round trip.
+
+A batch's rows travel as arrays (``unnest``), so one prepared plan serves any number of them. Each statement holds its
+own executor's row ``FOR KEY SHARE`` while it writes: a take-over deletes that row, and so waits for the batch or
+empties it. Joins are pinned to nested loops over the primary key, because a hash join over the table would halve the
+throughput of small batches (docs/decisions/0002).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+
+from dbos._error import ExecutorFencedError
+from dbos._sysdb.batch import Groups, in_groups
+from dbos._sysdb.connection import Failure
+from dbos._sysdb.operations import (
+    START_COLUMNS,
+    Call,
+    Operation,
+    OutcomeRecorded,
+    RecordOutcome,
+    RecordStep,
+    Started,
+    StartWorkflow,
+    StepRecorded,
+)
+from dbos._sysdb.rows import StatusRow, StepRow, columns
+
+from .connection import PostgresConnection, array_literal
+from .pipeline import Pipeline, Row
+
+if TYPE_CHECKING:
+    from .dialect import PostgresDialect
+
+__all__ = ["LOCK_TIMEOUT_MS", "PostgresWriter"]
+
+LOCK_TIMEOUT_MS = 100  # the first writer's patience with somebody's row lock, before the unit goes to the second one
+
+
+def _unnest(fields: Sequence[str], types: dict[str, str]) -> str:
+    """``input``: the batch as a table, one array parameter per field."""
+    arrays = ", ".join(f":{name}::{types.get(name, 'text')}[]" for name in fields)
+    return f"SELECT * FROM unnest({arrays}) AS rows ({', '.join(fields)})"
+
+
+def _parameters(fields: Sequence[str], types: dict[str, str]) -> str:
+    return ", ".join(f":{name}::{types.get(name, 'text')}" for name in fields)
+
+
+# An executor's own row, held while it writes. Who is no executor (a client, a launch) has none and is not fenced.
+_HELD = "SELECT 1 FROM dbos.executor_instances WHERE instance_id = :instance FOR KEY SHARE"
+_IS_ALIVE = "(:instance::text IS NULL OR EXISTS (SELECT 1 FROM held))"
+_START_FIELDS = (*START_COLUMNS, "parent_run_token", "parent_function_id")
+_START_TYPES = dict.fromkeys(
+    (
+        "created_at",
+        "recovery_attempts",
+        "workflow_timeout_ms",
+        "workflow_deadline_epoch_ms",
+        "priority",
+        "delay_until_epoch_ms",
+        "parent_function_id",
+    ),
+    "bigint",
+)
+_STEP_TYPES = dict.fromkeys(("function_id", "started_at_epoch_ms", "completed_at_epoch_ms"), "bigint")
+
+INSERT_WORKFLOWS = f"""
+-- Create workflow rows; an id that is taken keeps its row. A child needs a parent that owns its run, and is recorded by
+-- it in the same breath.
+WITH input AS ({_unnest(_START_FIELDS, _START_TYPES)}),
+held AS ({_HELD}),
+created AS (
+  INSERT INTO dbos.workflow_status ({", ".join(START_COLUMNS)}, updated_at, owner_xid)
+  SELECT {", ".join("i." + name for name in START_COLUMNS)}, i.created_at, i.run_token
+  FROM input i
+  WHERE ((i.owner_instance IS NULL AND i.parent_run_token IS NULL) OR {_IS_ALIVE})
+    AND (i.parent_run_token IS NULL OR EXISTS (
+      SELECT 1 FROM dbos.workflow_status p
+      WHERE p.workflow_uuid = i.parent_workflow_id AND p.run_token = i.parent_run_token AND p.status = 'PENDING'))
+  ORDER BY i.workflow_uuid
+  ON CONFLICT DO NOTHING
+  RETURNING run_token),
+recorded AS (
+  INSERT INTO dbos.operation_outputs (workflow_uuid, function_id, function_name, child_workflow_id)
+  SELECT i.parent_workflow_id, i.parent_function_id, i.name, i.workflow_uuid
+  FROM input i JOIN created ON created.run_token = i.run_token
+  WHERE i.parent_run_token IS NOT NULL
+  ORDER BY i.parent_workflow_id, i.parent_function_id
+  ON CONFLICT DO NOTHING)
+SELECT run_token FROM created
+"""
+INSERT_WORKFLOW_ALONE = f"""
+-- Create one workflow's row: a fraction of the work of a batch of one.
+INSERT INTO dbos.workflow_status ({", ".join(START_COLUMNS)}, updated_at, owner_xid)
+SELECT {_parameters(START_COLUMNS, _START_TYPES)}, :created_at::bigint, :run_token::text
+WHERE :owner_instance::text IS NULL OR :instance::text IS NULL OR EXISTS ({_HELD})
+ON CONFLICT DO NOTHING
+RETURNING 1
+"""
+INSERT_STEP_ALONE = f"""
+-- Record one operation of a pending run.
+INSERT INTO dbos.operation_outputs ({", ".join(StepRow._fields)})
+SELECT {_parameters(StepRow._fields, _STEP_TYPES)}
+FROM dbos.workflow_status w
+WHERE w.workflow_uuid = :workflow_uuid::text AND w.run_token = :run_token AND w.status = 'PENDING'
+  AND (:instance::text IS NULL OR EXISTS ({_HELD}))
+ON CONFLICT DO NOTHING
+RETURNING 1
+"""
+UPDATE_OUTCOME_ALONE = f"""
+-- Finish one pending run.
+UPDATE dbos.workflow_status
+SET status = :status, output = :output, error = :error, outcome_serialization = :outcome_serialization,
+    completed_at = :completed_at, updated_at = :completed_at, owner_instance = NULL, deduplication_id = NULL
+WHERE workflow_uuid = :workflow_uuid AND run_token = :run_token AND status = 'PENDING'
+  AND (:instance::text IS NULL OR EXISTS ({_HELD}))
+RETURNING 1
+"""
+SELECT_WORKFLOWS = f"SELECT {columns(StatusRow)} FROM dbos.workflow_status WHERE workflow_uuid IN :ids"
+SELECT_HOLDERS = f"""
+-- Who holds de-duplication ids of queues.
+SELECT {columns(StatusRow, "w")}
+FROM unnest(:queue_names::text[], :deduplication_ids::text[]) AS i (queue_name, deduplication_id)
+JOIN dbos.workflow_status w ON w.queue_name = i.queue_name AND w.deduplication_id = i.deduplication_id
+"""
+INSERT_STEPS = f"""
+-- Record operations of runs whose token is valid; the first record wins. Answers how many were owned and written.
+WITH input AS ({_unnest(RecordStep._fields, _STEP_TYPES)}),
+held AS ({_HELD}),
+owned AS MATERIALIZED (
+  SELECT i.*, w.status FROM input i
+  JOIN dbos.workflow_status w ON w.workflow_uuid = i.workflow_uuid AND w.run_token = i.run_token
+  WHERE w.status IN ('PENDING', 'CANCELLED') AND {_IS_ALIVE}),
+written AS (
+  INSERT INTO dbos.operation_outputs ({", ".join(StepRow._fields)})
+  SELECT {", ".join(StepRow._fields)} FROM owned ORDER BY workflow_uuid, function_id
+  ON CONFLICT DO NOTHING
+  RETURNING 1)
+SELECT (SELECT count(*) FROM written), (SELECT count(*) FROM owned WHERE status = 'PENDING')
+"""
+SELECT_RUNS = """
+SELECT workflow_uuid, status FROM dbos.workflow_status
+WHERE workflow_uuid IN :ids AND run_token IN :tokens
+"""
+SELECT_STEPS = f"""
+SELECT {columns(StepRow, "o")}
+FROM unnest(:ids::text[], :function_ids::bigint[]) AS i (id, function_id)
+JOIN dbos.operation_outputs o ON o.workflow_uuid = i.id AND o.function_id = i.function_id
+"""
+UPDATE_OUTCOMES = f"""
+-- Finish runs: only PENDING rows under the run's token.
+WITH input AS ({_unnest(RecordOutcome._fields, {"completed_at": "bigint"})}),
+held AS ({_HELD})
+UPDATE dbos.workflow_status w
+SET status = i.status, output = i.output, error = i.error, outcome_serialization = i.outcome_serialization,
+    completed_at = i.completed_at, updated_at = i.completed_at, owner_instance = NULL, deduplication_id = NULL
+FROM (SELECT * FROM input ORDER BY workflow_uuid) i
+WHERE w.workflow_uuid = i.workflow_uuid AND w.run_token = i.run_token AND w.status = 'PENDING'
+  AND {_IS_ALIVE}
+RETURNING w.workflow_uuid
+"""
+SELECT_FENCE = "SELECT 1 FROM dbos.executor_instances WHERE instance_id = :instance"
+
+_RECORDED = StepRecorded("PENDING", None)
+_APPLIED = OutcomeRecorded(is_applied=True)
+_CREATED = Started(created=True, existing=None)
+_ALONE: dict[type, tuple[str, Any]] = {
+    StartWorkflow: (INSERT_WORKFLOW_ALONE, _CREATED),
+    RecordStep: (INSERT_STEP_ALONE, _RECORDED),
+    RecordOutcome: (UPDATE_OUTCOME_ALONE, _APPLIED),
+}
+
+
+class PostgresWriter:
+    """A connection for a committer."""
+
+    def __init__(self, dialect: PostgresDialect, lock_timeout_ms: int) -> None:
+        self.instance_id: str | None = None
+        self._instance: str | None = None
+        self._dialect = dialect
+        self._lock_timeout_ms = lock_timeout_ms
+        self._kinds: dict[type, tuple[str, Sequence[str], Callable[[Any, Sequence[Row]], list[Any]]]] = {
+            StartWorkflow: (INSERT_WORKFLOWS, _START_FIELDS, self._started),
+            RecordStep: (INSERT_STEPS, RecordStep._fields, self._recorded),
+            RecordOutcome: (UPDATE_OUTCOMES, RecordOutcome._fields, self._finished),
+        }
+        self._open()
+
+    def _open(self) -> None:
+        raw = self._dialect.connect()
+        try:
+            raw.execute(f"SET lock_timeout = {self._lock_timeout_ms}")
+            raw.execute("SET statement_timeout = 0")  # a role's limit is meant for queries, not for commits
+            raw.execute("SET enable_hashjoin = off")
+            raw.execute("SET enable_mergejoin = off")
+            raw.execute("SET plan_cache_mode = force_generic_plan")
+        except BaseException:
+            raw.close()
+            raise
+        self._raw = raw
+        self._pipeline = Pipeline(raw, may_prepare=raw.prepare_threshold is not None)
+        self._connection = PostgresConnection(raw, self._dialect.renderer)
+
+    def write(self, operations: Sequence[Operation]) -> list[Any]:
+        # The same for the whole batch: should this process register anew meanwhile, its old runs stay refused.
+        self._instance = self.instance_id
+        if len(operations) == 1:
+            result = self._write_alone(operations[0])
+            if result is not None:
+                return [result]
+        return in_groups(operations, self._execute)
+
+    def _write_alone(self, operation: Operation) -> Any:
+        """Write an operation by a statement for one; None if it is not as it should be, or takes more than that."""
+        sql, result = _ALONE.get(type(operation), ("", None))
+        if result is None or (type(operation) is StartWorkflow and operation.parent_step is not None):
+            return None
+        self._refuse_earlier_instances(operation)
+        rendered = self._dialect.renderer.render(sql)
+        values = operation._asdict()
+        values["instance"] = self._instance
+        texts = [value if value is None or type(value) is str else str(value) for value in rendered.bind(values)]
+        return result if self._pipeline.execute([(rendered.sql, texts)])[0] else None
+
+    def _execute(self, groups: Groups) -> list[list[Any]]:
+        if groups[-1][0] is not Call:
+            return self._send(groups)
+        self._raw.execute("BEGIN")
+        try:
+            results = self._send(groups[:-1])
+            results.append([verb(self._connection, *arguments) for verb, arguments in groups[-1][1]])
+            self._raw.execute("COMMIT")
+        except BaseException:
+            if not self._raw.closed and self._raw.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
+                self._raw.rollback()
+            raise
+        return results
+
+    def _send(self, groups: Groups) -> list[list[Any]]:
+        """Execute one statement for each group, in one round trip; then see what they have answered."""
+        if not groups:
+            return []
+        statements = []
+        for kind, operations in groups:
+            sql, fields, _ = self._kinds[kind]
+            rendered = self._dialect.renderer.render(sql)
+            rows = map(_start_row, operations) if kind is StartWorkflow else operations
+            values: dict[str, Any] = dict(zip(fields, map(array_literal, zip(*rows, strict=True)), strict=True))
+            values["instance"] = self._instance
+            statements.append((rendered.sql, rendered.bind(values)))
+            if kind is StartWorkflow:
+                self._refuse_earlier_instances(*operations)
+        answers = self._pipeline.execute(statements)
+        return [
+            self._kinds[kind][2](operations, rows) for (kind, operations), rows in zip(groups, answers, strict=True)
+        ]
+
+    def _refuse_earlier_instances(self, *starts: Any) -> None:
+        for start in starts:
+            if type(start) is StartWorkflow and self._instance and start.owner_instance not in (None, self._instance):
+                assert start.owner_instance is not None
+                raise ExecutorFencedError(start.owner_instance)  # made before this process registered anew
+
+    # -- what the statements answered ---------------------------------------------------------------------------------
+
+    def _started(self, starts: Sequence[StartWorkflow], rows: Sequence[Row]) -> list[Started]:
+        if len(rows) == len(starts):
+            return [_CREATED] * len(starts)
+        tokens = {row[0] for row in rows}
+        refused = [start for start in starts if start.run_token not in tokens]
+        if any(start.owner_instance is not None or start.parent_step is not None for start in refused):
+            self._check_fence()
+        ids = [start.workflow_uuid for start in refused]
+        existing = {row[0]: StatusRow(*row) for row in self._connection.all(SELECT_WORKFLOWS, ids=ids)}
+        holders = self._holders([start for start in refused if start.workflow_uuid not in existing])
+        results = []
+        for start in starts:
+            row = existing.get(start.workflow_uuid)
+            # A row that bears this very token was made by an earlier execution whose answer was lost.
+            if start.run_token in tokens or (row is not None and row.owner_xid == start.run_token):
+                results.append(_CREATED)
+            else:
+                holder = holders.get((start.queue_name, start.deduplication_id))
+                results.append(Started(created=False, existing=row, holder=holder if row is None else None))
+        return results
+
+    def _holders(self, starts: Sequence[StartWorkflow]) -> dict[tuple[str | None, str | None], StatusRow]:
+        keys = {(start.queue_name, start.deduplication_id) for start in starts if start.deduplication_id is not None}
+        if not keys:
+            return {}
+        queue_names, deduplication_ids = map(list, zip(*keys, strict=True))
+        rows = self._connection.all(SELECT_HOLDERS, queue_names=queue_names, deduplication_ids=deduplication_ids)
+        return {(row.queue_name, row.deduplication_id): row for row in map(StatusRow._make, rows)}
+
+    def _recorded(self, steps: Sequence[RecordStep], rows: Sequence[Row]) -> list[StepRecorded]:
+        count = str(len(steps))
+        if rows[0] == (count, count):
+            return [_RECORDED] * len(steps)
+        self._check_fence()
+        ids = [step.workflow_uuid for step in steps]
+        status = dict(self._connection.all(SELECT_RUNS, ids=ids, tokens=[step.run_token for step in steps]))
+        found = self._connection.all(SELECT_STEPS, ids=ids, function_ids=[step.function_id for step in steps])
+        recorded = {row[:2]: StepRow(*row) for row in found}
+        results = []
+        for step in steps:
+            row = recorded.get(step[:2])
+            is_owned = status.get(step.workflow_uuid) in ("PENDING", "CANCELLED")
+            if row is None or not is_owned:
+                results.append(StepRecorded(None, None))
+            else:
+                # What equals the record that was to be written is that record, or was as good as it.
+                results.append(StepRecorded(status[step.workflow_uuid], None if row == step[:9] else row))
+        return results
+
+    def _finished(self, outcomes: Sequence[RecordOutcome], rows: Sequence[Row]) -> list[OutcomeRecorded]:
+        if len(rows) == len(outcomes):
+            return [_APPLIED] * len(outcomes)
+        self._check_fence()
+        ids = [outcome.workflow_uuid for outcome in outcomes]
+        runs = self._connection.all(SELECT_RUNS, ids=ids, tokens=[outcome.run_token for outcome in outcomes])
+        # A final status under this token was set by an earlier execution whose answer was lost.
+        applied = {row[0] for row in rows} | {id for id, status in runs if status in ("SUCCESS", "ERROR")}
+        return [OutcomeRecorded(is_applied=outcome.workflow_uuid in applied) for outcome in outcomes]
+
+    def _check_fence(self) -> None:
+        if self._instance is not None and not self._connection.one(SELECT_FENCE, instance=self._instance):
+            raise ExecutorFencedError(self._instance)
+
+    def reset(self) -> None:
+        """Connect anew.
+
+        An interrupt can leave a connection between a query and its answer; and a server that was demoted to a standby
+        refuses writes on a connection that looks healthy.
+        """
+        self.close()
+        self._open()
+
+    def classify(self, error: BaseException) -> Failure:
+        if self._raw.closed:
+            return Failure.CONNECTION_LOST
+        if getattr(error, "sqlstate", None) is None:
+            return Failure.REFUSED  # the driver's own, such as too many parameters: the connection is well
+        return self._dialect.classify(error)
+
+    def idle(self) -> None:
+        """PostgreSQL looks after itself."""
+
+    def close(self) -> None:
+        self._pipeline.close()
+        self._raw.close()
+
+
+def _start_row(start: StartWorkflow) -> tuple[Any, ...]:
+    parent = start.parent_step
+    return (*start[:-1], parent and parent.run_token, parent and parent.function_id)

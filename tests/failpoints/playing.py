@@ -1,0 +1,230 @@
+"""Playing a scenario, with a fault at one of its calls, and what must hold afterwards."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from dbos import DBOS
+from tests.failpoints.failpoints import Failpoints, Fault
+from tests.failpoints.faults import RecordedFirst, Scene, _RivalFault, pass_time
+from tests.failpoints.scenarios import PLAIN, Application, Scenario
+from tests.failpoints.stage import Rival, Snapshot, Stage, engine
+
+__all__ = ["Leftovers", "Stage", "Theatre", "calls"]
+
+PATIENCE_S = 30.0  # the bound within which every wait must end
+TICK_S = 0.02
+UNHURRIED_TICKS = 3  # so many ticks a run goes on by itself, before time is made to pass
+FINAL = ("SUCCESS", "ERROR")
+
+
+def calls(trace: list[str]) -> list[str]:
+    """The labels of a run that are worth a fault: each call about its workflow up to the second time, others once."""
+    labels = dict.fromkeys(trace)
+    return [label for label in labels if "#" not in label or ("(W" in label and label.endswith("#2"))]
+
+
+def must_come(label: str) -> bool:
+    """Whether a call is made in every run; services call when they like."""
+    return "(W" in label and "#" not in label and not label.startswith("settled")
+
+
+class Theatre:
+    """A launched application, and scenarios played in it one after the other."""
+
+    def __init__(self, stage: Stage, application: Application, failpoints: Failpoints, rival: Rival | None) -> None:
+        self.stage = stage
+        self.application = application
+        self.failpoints = failpoints
+        self._rival = rival
+        self._played = 0
+        self._finals: dict[str, Any] = {}
+
+    def count(self, scenario: Scenario, *, crashes: bool) -> list[str]:
+        """The calls that a scenario makes; played twice, because the first one opens and prepares connections."""
+        self.play(scenario, crashes=crashes)
+        return calls(self.play(scenario, crashes=crashes))
+
+    def play(
+        self,
+        scenario: Scenario,
+        *,
+        crashes: bool = False,
+        label: str | None = None,
+        make_fault: Callable[[Scene], Fault] | None = None,
+    ) -> list[str]:
+        """Play a scenario with a fault at a call, and check it; returns the labels of its calls."""
+        self._played += 1
+        t0=time.monotonic()
+        subject = f"subject.{self._played}"
+        snapshots: list[Snapshot] = []
+        scene = Scene(self.failpoints, self._rival, subject, self.application.plain)
+        scene.on_fault = lambda: snapshots.append(self.stage.snapshot(subject))
+        fault = None if make_fault is None else make_fault(scene)
+        if crashes:
+            self.stage.crashing.add(subject)
+        self.failpoints.begin(subject, label, fault)
+
+        within_bounds(lambda: scenario.play(self.application, subject))
+        scene.end(PATIENCE_S)
+        wait_until(lambda: self._is_over(subject), "the workflows have outcomes")
+        trace, has_fired = self.failpoints.trace(), self.failpoints.has_fired
+        snapshots.append(self.stage.snapshot(subject))
+        was_cancelled = scenario.result is not None and snapshots[-1].workflows[subject].status == "CANCELLED"
+        if was_cancelled:
+            self.stage.crashing.discard(subject)
+            within_bounds(lambda: self.application.result(subject, DBOS.resume_workflow(subject).get_result))
+            wait_until(lambda: self._is_over(subject), "the resumed workflow has an outcome")
+            snapshots.append(self.stage.snapshot(subject))
+
+        if label is not None and must_come(label) and scenario.result is not None:
+            assert has_fired, f"the call was not made; there were {trace}"
+        self._assert_invariants(scenario, subject, fault, snapshots)
+        t1=time.monotonic()-t0
+        if has_fired:
+            self._assert_neighbour(scene.neighbour_id)
+        t2=time.monotonic()-t0
+        if t2>.25:
+          with open("/tmp/slow.log","a") as f: f.write(f"SLOW {self.stage.is_apart} {self.stage._system_url[:4]} {t1:.2f} {t2:.2f} {label} {type(fault).__name__} {crashes} {scenario.result} {trace}\n")
+        return trace
+
+    def _is_over(self, subject: str) -> bool:
+        runs = [run for run in engine().runs.all() if run.workflow_id.startswith(subject)]
+        return self.stage.is_finished(subject) and not runs
+
+    def _assert_invariants(
+        self, scenario: Scenario, subject: str, fault: Fault | None, snapshots: list[Snapshot]
+    ) -> None:
+        end, stage = snapshots[-1], self.stage
+        row = end.workflows[subject]
+        load = engine().serialization.load_value
+        told = stage.acknowledged(subject)
+        outputs = [
+            load(record.output, record.serialization)
+            for (workflow_id, _), record in sorted(end.records.items())
+            if workflow_id == subject and record.output is not None and record.name != "DBOS.sleep"
+        ]
+
+        # I1: what was acknowledged is there
+        assert told, "the caller was told nothing"
+        if scenario.result is not None:
+            value = DBOS.retrieve_workflow(subject).get_result()
+            assert row.status == "SUCCESS", row
+            assert value == outputs
+            assert isinstance(fault, RecordedFirst) or value == scenario.result
+            assert all(said == value for _, what, said in told if what == "result"), told
+        else:
+            assert row.status == "CANCELLED", row
+            assert all(what != "result" for _, what, _ in told), told
+
+        # I2: nothing is left to run, and nobody owns what has ended
+        assert all(row.owner_instance is None for row in end.workflows.values()), end.workflows
+
+        # I3, I5: what was recorded stays; an outcome stays, and a cancellation until it is resumed
+        for earlier in snapshots[:-1]:
+            assert earlier.records.items() <= end.records.items()
+            for workflow_id, before in earlier.workflows.items():
+                assert before.status not in FINAL or end.workflows[workflow_id] == before
+
+        # I4: no body began when its record was there; without crash or rival, none began twice
+        effects = stage.effects(subject)
+        assert not [effect for effect in effects if effect[2] == "again"], effects
+        entered = {
+            key for key, record in end.records.items() if record.name.endswith("enter") and record.output is not None
+        }
+        if not isinstance(fault, _RivalFault):
+            repeated = {key for key, count in stage.bodies(subject).items() if count > 1}
+            assert repeated <= entered, effects
+        expected = {key for key, record in end.records.items() if record.child_id is None and "DBOS." not in record.name}
+        assert isinstance(fault, RecordedFirst) or expected <= stage.bodies(subject).keys()
+
+        # I6: a transaction's effect and its record, both and once
+        assert isinstance(fault, RecordedFirst) or stage.ledger(subject) == Counter(dict.fromkeys(entered, 1))
+        if stage.is_apart and entered:
+            assert stage.transactions(subject) == stage.ledger(subject)
+
+        self._finals.update(end.workflows)
+
+    def _assert_neighbour(self, neighbour_id: str) -> None:
+        # I9: what has nothing to do with it went on
+        wait_until(
+            lambda: neighbour_id in self.stage.snapshot(neighbour_id).workflows and self._is_over(neighbour_id),
+            "the neighbour has an outcome",
+        )
+        assert DBOS.retrieve_workflow(neighbour_id).get_result() == PLAIN
+
+    def assert_at_rest(self) -> None:
+        """I2, I10: nothing waits and no map has an entry when everything has ended."""
+        up = engine()
+        wait_until(lambda: not up.runs.all() and not up.db.wakeups.keys(), "the maps are empty")
+        assert not up.runs._expected
+        assert self.stage.unfinished() == []
+
+    def assert_unchanged(self) -> None:
+        """I5: every outcome is what it was when it was first seen."""
+        for workflow_id, row in self._finals.items():
+            assert self.stage.snapshot(workflow_id).workflows[workflow_id] == row
+
+
+def within_bounds(act: Callable[[], object]) -> None:
+    """I8: do something in a thread, which must come to its end while time passes."""
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            act()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run, name="caller", daemon=True)
+    thread.start()
+    wait_until(lambda: not thread.is_alive(), "the caller has its answer", lambda: thread.join(TICK_S))
+    if raised:
+        raise raised[0]
+
+
+def wait_until(condition: Callable[[], bool], what: str, tick: Callable[[], object] | None = None) -> None:
+    """Wait, while time passes for the services."""
+    deadline = time.monotonic() + PATIENCE_S
+    ticks = 0
+    while not condition():
+        if time.monotonic() > deadline:
+            faulthandler.dump_traceback(file=sys.__stderr__ or sys.stderr)
+            raise AssertionError(f"waited {PATIENCE_S} s in vain until {what}")
+        ticks += 1
+        if ticks > UNHURRIED_TICKS:
+            pass_time()
+        if tick is not None:
+            tick()
+        else:
+            time.sleep(TICK_S / 10)
+
+
+class Leftovers:
+    """I10: the threads and descriptors that there are now, to be compared with those later."""
+
+    def __init__(self) -> None:
+        self._threads = self._dbos_threads()
+        self._descriptors = self._count()
+
+    @staticmethod
+    def _dbos_threads() -> set[str]:
+        return {thread.name for thread in threading.enumerate() if thread.name.startswith("dbos")}
+
+    @staticmethod
+    def _count() -> int:
+        return len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+
+    def assert_none(self) -> None:
+        """Nothing has been added."""
+        deadline = time.monotonic() + PATIENCE_S
+        while (threads := self._dbos_threads()) != self._threads or self._count() > self._descriptors:
+            assert time.monotonic() < deadline, f"left behind: {threads - self._threads}, {self._count()} descriptors"
+            time.sleep(TICK_S)

@@ -1,0 +1,503 @@
+"""Executors without threads of their own: each is a real runtime whose services' rounds the simulation calls.
+
+They share one database and this process. What they execute is held at places that the simulation knows, and goes on
+when it is let go: in steps' bodies, and on both sides of commits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
+from typing import Any, Literal
+
+import pytest
+
+from dbos import DBOSConfig, SetWorkflowID, SetWorkflowTimeout
+from dbos._context import current_context
+from dbos._core import decorate_step, decorate_workflow, execute_in_background
+from dbos._dbos_config import process_config
+from dbos._engine import timing
+from dbos._engine.engine import Engine
+from dbos._engine.flow import drive, drive_async
+from dbos._engine.run import Run
+from dbos._engine.step import StepPolicy
+from dbos._operations import lifecycle, workflows
+from dbos._operations.handles import EngineHandle, EngineHandleAsync
+from dbos._operations.lifecycle import Runtime
+from dbos._registry import Registry
+from dbos._services.service import Service
+from dbos._sys_db import SystemDatabase
+from dbos._sysdb.connection import Connection
+from dbos._sysdb.operations import Operation, RecordOutcome, RecordStep, StartWorkflow
+from dbos._sysdb.wakeups import Signal
+from dbos._threads import Workers
+from tests.simulation.programs import OUTCOME_ID, Child, Hold, Program, ProgramFailed, Sleep, Step, StepFailed
+from tests.simulation.stillness import Activity, SimulatedClock, SimulatedLoop, acting_for
+
+__all__ = ["FRAGILE_ATTEMPTS", "LEASE_S", "Call", "Effect", "Executor", "Kind", "Place", "Stage"]
+
+LEASE_S = 30.0
+FRAGILE_ATTEMPTS = 1
+
+Kind = Literal["work", "work_async", "fragile_work"]
+
+FORGET_PROCESS = """
+-- To others on this host, the process of this instance is gone.
+UPDATE dbos.executor_instances SET process_started_at = '1' WHERE instance_id = :instance
+"""
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A step's body was entered, and is going to return ``number``, or fail with it."""
+
+    workflow_id: str
+    function_id: int
+    run_token: str
+    executor: Executor
+    number: int
+    is_under_lease: bool
+    is_behind: bool
+
+
+@dataclass(eq=False)
+class Place:
+    """Where an execution is held."""
+
+    executor: Executor
+    workflow_id: str
+    function_id: int
+    where: Hold
+    run_token: str
+    signal: Signal = field(default_factory=Signal)
+
+    def __str__(self) -> str:
+        return f"{self.executor}: {self.workflow_id}/{self.function_id} {self.where}"
+
+
+@dataclass(eq=False)
+class Call:
+    """A caller's thread, and what its call came to."""
+
+    executor: Executor
+    workflow_id: str
+    awaits_outcome: bool
+    is_over: bool = False
+    value: Any = None
+    error: BaseException | None = None
+
+
+class Stage:
+    """What all executors of an example share."""
+
+    def __init__(self, config: DBOSConfig) -> None:
+        self.config = config
+        self.activity = Activity()
+        self.effects: list[Effect] = []
+        self.numbers = count(1)
+        self._places: list[Place] = []
+        self._lock = threading.Lock()
+
+    def enter(self, place: Place) -> Place:
+        """Something arrives at a place, and is about to wait there."""
+        with self._lock:
+            self._places.append(place)
+        return place
+
+    def let_go(self, place: Place) -> None:
+        """Let it go on."""
+        with self._lock:
+            self._places.remove(place)
+        place.signal.set()
+
+    def places(self) -> list[Place]:
+        """Where something is held, in the same order in every execution of an example."""
+        with self._lock:
+            places = list(self._places)
+        # Of several runs of a workflow in one executor the older comes first: the sort is stable.
+        return sorted(places, key=lambda place: (place.executor.number, place.workflow_id, place.function_id))
+
+
+class ObservedDatabase(SystemDatabase):
+    """A system database on virtual time, whose commits can be held; commits that a coroutine awaits are counted."""
+
+    def __init__(self, executor: Executor, *args: Any, **kwargs: Any) -> None:
+        self._executor = executor
+        super().__init__(*args, **kwargs)
+
+    def synchronize_clock(self) -> None:
+        pass
+
+    def listen(self, on_wakeup: Callable[[str | None], None]) -> None:
+        pass  # every round of a service is called anyway
+
+    def commit(self, *operations: Operation) -> Sequence[Any]:
+        holds = self._executor.holds_of(operations)
+        if "before" in holds:
+            holds["before"]().signal.wait(None)
+        results = super().commit(*operations)
+        self._executor.stage.activity.moves += 1
+        if "twice" in holds:
+            results = super().commit(*operations)
+        if "after" in holds:
+            holds["after"]().signal.wait(None)
+        return results
+
+    def submit(self, *operations: Operation) -> asyncio.Future[Sequence[Any]]:
+        holds = self._executor.holds_of(operations)
+        if holds:
+            return asyncio.ensure_future(self._submit_held(operations, holds))
+        future = super().submit(*operations)
+        self._executor.loop.watch(future)
+        return future
+
+    async def _submit_held(
+        self, operations: Sequence[Operation], holds: dict[Hold, Callable[[], Place]]
+    ) -> Sequence[Any]:
+        if "before" in holds:
+            await _let_go_of(holds["before"]())
+        for _ in range(1 + ("twice" in holds)):
+            future = super().submit(*operations)
+            self._executor.loop.watch(future)
+            results = await future
+        if "after" in holds:
+            await _let_go_of(holds["after"]())
+        return results
+
+    def read_async(self, verb: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
+        future = super().read_async(verb, *arguments)
+        self._executor.loop.watch(future)
+        return future
+
+
+async def _let_go_of(place: Place) -> None:
+    loop = asyncio.get_running_loop()
+    future = loop.create_future()
+    place.signal.call(lambda: loop.call_soon_threadsafe(lambda: future.done() or future.set_result(None)))
+    await future
+
+
+class ObservedWorkers(Workers):
+    """Workers whose functions are counted while they act."""
+
+    def __init__(self, executor: Executor, maximum: int) -> None:
+        super().__init__(maximum, "simulated")
+        self._executor = executor
+
+    def submit(self, func: Callable[[], None]) -> None:
+        self._executor.stage.activity.begin()
+        super().submit(lambda: self._executor.act(func))
+
+
+class Executor:
+    """One executor: a registry, a runtime and an event loop, as a process would have them."""
+
+    def __init__(self, stage: Stage, number: int, now_s: float) -> None:
+        self.stage, self.number = stage, number
+        self.state: Literal["live", "stale", "frozen", "gone"] = "live"
+        self.behind: set[str] = set()  # workflows that others cancelled or resumed, which it has not heard of yet
+        self.calls: list[Call] = []
+        self._holds: dict[tuple[str, int], Hold] = {}
+        self.clock = SimulatedClock(now_s)
+        self.loop = SimulatedLoop(stage.activity, self.clock)
+        settings = process_config(
+            {**stage.config, "executor_id": str(self), "lease_s": LEASE_S, "run_migrations": False}
+        )
+        self.registry: Registry[Engine] = Registry()
+        self.runtime = Runtime(settings, self.registry, self.clock)
+        self.engine = self.registry.engine = self.runtime.engine
+        self.engine.workers = ObservedWorkers(self, settings.max_executor_threads)
+        self._register_functions()
+        self._launch()
+        self.instance_id = self.engine.instance_id
+
+    def __str__(self) -> str:
+        return f"executor-{self.number}"
+
+    def _launch(self) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Service, "start", lambda service: None)
+            patch.setattr(lifecycle, "SystemDatabase", partial(ObservedDatabase, self))
+            self.runtime.launch()
+        self.engine.check_lease = self._note_loss
+        self.loop.call_soon_threadsafe(self.engine.loops.adopt_running)
+        self.stage.activity.wait_until_still()
+
+    def _note_loss(self) -> None:
+        self.state = "live"  # the lease's service is woken, and with it the executor looks about
+        self._has_lost = True
+
+    _has_lost = False
+
+    # -- acting ------------------------------------------------------------------------------------------------------
+
+    def act(self, func: Callable[[], None]) -> None:
+        """Act in this thread, which was counted as acting already."""
+        try:
+            with acting_for(self.stage.activity, self.clock):
+                func()
+        finally:
+            self.stage.activity.end()
+
+    def call(self, func: Callable[[], Any], workflow_id: str = "", *, awaits_outcome: bool = False) -> Call:
+        """Call something of the library in a thread, as a user's thread would."""
+        call = Call(self, workflow_id, awaits_outcome)
+
+        def run() -> None:
+            try:
+                call.value = func()
+            except BaseException as error:
+                call.error = error
+            call.is_over = True
+
+        self.calls.append(call)
+        self.stage.activity.begin()
+        threading.Thread(target=self.act, args=(run,), name="simulated-caller", daemon=True).start()
+        return call
+
+    def look_about(self) -> None:
+        """Have every service but the lease's do a round, as they would soon by themselves."""
+        runtime = self.runtime
+        if self._has_lost:
+            self._has_lost = False
+            self.renew()
+        runtime.recovery.take_over_once()
+        runtime._deadlines.cancel_overdue_once()
+        runtime._dispatcher.dispatch_once()
+        runtime._notifier.check_once()
+
+    def renew(self) -> None:
+        """Have the lease's service do a round."""
+        self.runtime._leases.renew_once()
+        self.runtime._leases.reconcile_once()
+        self.instance_id = self.engine.instance_id
+        self.behind.clear()
+
+    # -- what befalls it ---------------------------------------------------------------------------------------------
+
+    def freeze(self) -> None:
+        """Nothing of it moves any more."""
+        self.state, self.clock.is_frozen = "frozen", True
+
+    def thaw(self) -> None:
+        """Its threads go on; its services have still to notice how much time has passed."""
+        self.state, self.clock.is_frozen = "stale", False
+        self.clock.ring()
+
+    def crash(self, *, is_seen: bool) -> None:
+        """It is gone and writes nothing more; others on this host see that at once, or only its lease tells."""
+        if is_seen:
+
+            def forget(connection: Connection) -> int:
+                return connection.run(FORGET_PROCESS, instance=self.instance_id)
+
+            self.engine.db.change(forget)
+        self.state, self.clock.is_frozen = "gone", False
+        engine = self.engine
+        runs = engine.runs.all()
+        engine.close()
+        # What is left in memory comes to its end, which a process would not; without a database it can do nothing.
+        for run in runs:
+            run.lose()
+        for place in self.stage.places():
+            if place.executor is self:
+                self.stage.let_go(place)
+        self.clock.ring(for_all=True)
+        self.stage.activity.wait_until_still()
+        self._end()
+
+    def leave(self) -> None:
+        """It is shut down in order."""
+        self.state = "gone"
+        self.runtime.shut_down(0)
+        self.stage.activity.wait_until_still()
+        self._end()
+
+    def _end(self) -> None:
+        self.loop.end()
+        self.engine.workers.close(join=True)
+
+    # -- holding -----------------------------------------------------------------------------------------------------
+
+    def hold(self, workflow_id: str, function_id: int, hold: Hold | None) -> None:
+        """Have the commit of an operation held, whenever it is made."""
+        if hold not in (None, "body"):
+            self._holds[workflow_id, function_id] = hold
+
+    def holds_of(self, operations: Sequence[Operation]) -> dict[Hold, Callable[[], Place]]:
+        """Where a commit is to be held."""
+        holds: dict[Hold, Callable[[], Place]] = {}
+        for operation in operations:
+            step = operation.parent_step if isinstance(operation, StartWorkflow) else operation
+            if isinstance(step, RecordStep):
+                key = (step.workflow_uuid, step.function_id)
+            elif isinstance(step, RecordOutcome):
+                key = (step.workflow_uuid, OUTCOME_ID)
+            else:
+                continue
+            where = self._holds.get(key)
+            if where is not None:
+                holds[where] = partial(self._enter, *key, where, step.run_token)
+        return holds
+
+    def _enter(self, workflow_id: str, function_id: int, where: Hold, run_token: str) -> Place:
+        return self.stage.enter(Place(self, workflow_id, function_id, where, run_token))
+
+    # -- the application ---------------------------------------------------------------------------------------------
+
+    def start(self, kind: Kind, program: Program, workflow_id: str, timeout_s: float | None) -> EngineHandle[Any]:
+        """Start a workflow in the background, as ``DBOS.start_workflow`` does."""
+        with SetWorkflowID(workflow_id), SetWorkflowTimeout(timeout_s):
+            begun = drive(self.engine, workflows.start(self.engine, self.functions[kind], (program,), {}))
+        if isinstance(begun, Run):
+            execute_in_background(self.engine, begun)
+            return EngineHandle(self.engine, begun.workflow_id, begun)
+        return EngineHandle(self.engine, begun)
+
+    def run(self, kind: Kind, program: Program, workflow_id: str, timeout_s: float | None) -> Any:
+        """Call a workflow in place."""
+        with SetWorkflowID(workflow_id), SetWorkflowTimeout(timeout_s):
+            return self.functions[kind](program)
+
+    def _register_functions(self) -> None:
+        def step(operation: Step) -> int:
+            number, place = self._enter_body(operation)
+            if place is not None:
+                place.signal.wait(None)
+            return _end_body(operation, number)
+
+        async def step_async(operation: Step) -> int:
+            number, place = self._enter_body(operation)
+            if place is not None:
+                await _let_go_of(place)
+            return _end_body(operation, number)
+
+        wrapped_step = self._step(step)
+        wrapped_step_async = self._step(step_async)
+
+        def body(program: Program) -> list[Any]:
+            return self._interpret(program, wrapped_step)
+
+        async def body_async(program: Program) -> list[Any]:
+            return await self._interpret_async(program, wrapped_step_async)
+
+        def fragile_body(program: Program) -> list[Any]:
+            return self._interpret(program, wrapped_step)
+
+        self.functions: dict[Kind, Callable[..., Any]] = {
+            "work": self._workflow("work", body, 100),
+            "work_async": self._workflow("work_async", body_async, 100),
+            "fragile_work": self._workflow("fragile_work", fragile_body, FRAGILE_ATTEMPTS),
+        }
+
+    def _workflow(self, name: Kind, func: Callable[..., Any], attempts: int) -> Callable[..., Any]:
+        return decorate_workflow(
+            self.registry, func, name=name, max_recovery_attempts=attempts, serialization_type=None, validate_args=None
+        )
+
+    def _step(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        registry: Registry[Engine] = Registry()  # both bear the same name, and neither is started by itself
+        registry.engine = self.engine
+        return decorate_step(registry, func, name="step", policy=StepPolicy())
+
+    def _enter_body(self, operation: Step) -> tuple[int, Place | None]:
+        context = current_context()
+        assert context is not None
+        assert context.run is not None
+        assert context.step_id is not None
+        run, number = context.run, next(self.stage.numbers)
+        is_under_lease = self.clock.monotonic() < self.engine.lease_guard
+        is_behind = run.workflow_id in self.behind
+        self.stage.effects.append(
+            Effect(run.workflow_id, context.step_id, run.run_token, self, number, is_under_lease, is_behind)
+        )
+        if operation.hold != "body":
+            return number, None
+        return number, self._enter(run.workflow_id, context.step_id, "body", run.run_token)
+
+    def _begin_operation(self, hold: Hold | None) -> Run:
+        context = current_context()
+        assert context is not None
+        assert context.run is not None
+        self.hold(context.run.workflow_id, context.run.last_function_id + 1, hold)
+        return context.run
+
+    def _interpret(self, program: Program, step: Callable[..., Any]) -> list[Any]:
+        engine, values = self.engine, list[Any]()
+        started: list[EngineHandle[Any]] = []
+        for operation in program.operations:
+            if isinstance(operation, Sleep):
+                drive(engine, timing.sleep(engine, operation.seconds))
+            elif isinstance(operation, Step):
+                self._begin_operation(operation.hold)
+                try:
+                    values.append(step(operation))
+                except StepFailed:
+                    if not operation.is_caught:
+                        raise
+                    values.append("caught")
+            else:
+                self._begin_operation(operation.hold)
+                if operation.in_place:
+                    values.append(self.functions["work"](operation.program))
+                else:
+                    started.append(self._start_child("work", operation))
+        values += [handle.get_result() for handle in started]
+        return self._end_program(program, values)
+
+    def _start_child(self, kind: Kind, operation: Child) -> EngineHandle[Any]:
+        begun = drive(self.engine, workflows.start(self.engine, self.functions[kind], (operation.program,), {}))
+        if isinstance(begun, Run):
+            execute_in_background(self.engine, begun)
+            return EngineHandle(self.engine, begun.workflow_id, begun)
+        return EngineHandle(self.engine, begun)
+
+    async def _interpret_async(self, program: Program, step: Callable[..., Any]) -> list[Any]:
+        engine, values = self.engine, list[Any]()
+        started: list[EngineHandleAsync[Any]] = []
+        for operation in program.operations:
+            if isinstance(operation, Sleep):
+                await drive_async(engine, timing.sleep(engine, operation.seconds))
+            elif isinstance(operation, Step):
+                self._begin_operation(operation.hold)
+                try:
+                    values.append(await step(operation))
+                except StepFailed:
+                    if not operation.is_caught:
+                        raise
+                    values.append("caught")
+            else:
+                self._begin_operation(operation.hold)
+                if operation.in_place:
+                    values.append(await self.functions["work_async"](operation.program))
+                else:
+                    started.append(await self._start_child_async(operation))
+        values += [await handle.get_result() for handle in started]
+        return self._end_program(program, values)
+
+    async def _start_child_async(self, operation: Child) -> EngineHandleAsync[Any]:
+        function = self.functions["work_async"]
+        begun = await drive_async(self.engine, workflows.start(self.engine, function, (operation.program,), {}))
+        if isinstance(begun, Run):
+            execute_in_background(self.engine, begun, loop=asyncio.get_running_loop())
+            return EngineHandleAsync(self.engine, begun.workflow_id, begun)
+        return EngineHandleAsync(self.engine, begun)
+
+    def _end_program(self, program: Program, values: list[Any]) -> list[Any]:
+        context = current_context()
+        assert context is not None
+        assert context.run is not None
+        self.hold(context.run.workflow_id, OUTCOME_ID, program.hold)
+        if program.fails:
+            raise ProgramFailed(context.run.workflow_id)
+        return values
+
+
+def _end_body(operation: Step, number: int) -> int:
+    if operation.fails:
+        raise StepFailed(number)
+    return number

@@ -1,0 +1,386 @@
+"""Workflows under everything that can befall them, in orders that Hypothesis chooses; see the package's other modules.
+
+``DBOS_TEST_SIMULATION_EXAMPLES=2000`` plays so many plays on each database, other ones each time (``make simulate``);
+otherwise it is always the same few.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, note, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+
+from dbos import DBOSConfig
+from dbos._clock import VirtualClock
+from dbos._dbos_config import process_config
+from dbos._engine.flow import drive
+from dbos._error import (
+    DBOSConflictingWorkflowError,
+    DBOSNonExistentWorkflowError,
+    MaxRecoveryAttemptsExceededError,
+)
+from dbos._operations import workflows
+from dbos._operations.handles import EngineHandle
+from dbos._sysdb.dialects import open_dialect
+from dbos._sysdb.wakeups import Signal
+from tests.postgres_server import PostgresServer
+from tests.simulation.executors import LEASE_S, Call, Executor, Kind, Place, Stage
+from tests.simulation.model import DONE, GIVEN_UP, UNFINISHED, Happening, Judge, Observer
+from tests.simulation.programs import OUTCOME_ID, Program, programs
+from tests.simulation.stillness import simulated_wait
+
+EXAMPLES = int(os.environ.get("DBOS_TEST_SIMULATION_EXAMPLES", "0"))
+FEW_EXAMPLES = 40
+STEPS = 30
+MAX_EXECUTORS = 3
+PIECE_S = LEASE_S / 3  # how often a lease is renewed
+MAX_ROUNDS = 100  # of services, until nothing moves any more
+
+IDS = st.sampled_from(["a", "b", "c"])
+NUMBERS = st.integers(0, 11)
+TIMEOUTS = st.sampled_from([None, None, 15, 45])  # seconds
+KINDS: st.SearchStrategy[Kind] = st.sampled_from(["work", "work_async", "fragile_work"])
+
+
+class Simulation(RuleBasedStateMachine):
+    """Executors on one database, and what users, operators and fate do to them."""
+
+    def __init__(self, config: DBOSConfig) -> None:
+        super().__init__()
+        settings = process_config(config)
+        self.time = VirtualClock()
+        self.stage = Stage(config)
+        self.executors: list[Executor] = []
+        self.observer = Observer(open_dialect(settings, process_tag="observer"), settings.serialization)
+        self.judge = Judge(self.stage, self.observer)
+        self.is_sound = True
+
+    # -- who is there ------------------------------------------------------------------------------------------------
+
+    def there(self, *states: str) -> list[Executor]:
+        return [executor for executor in self.executors if executor.state in states]
+
+    def acting(self) -> list[Executor]:
+        return self.there("live", "stale")
+
+    def places(self) -> list[Place]:
+        return [place for place in self.stage.places() if place.executor.state != "frozen"]
+
+    @contextmanager
+    def move(self, happening: Happening | None = None) -> Iterator[Happening]:
+        """A move; after it everything comes to rest, and is judged."""
+        happening = happening or Happening()
+        self.is_sound = False
+        yield happening
+        self.settle()
+        self.judge.look(self.executors, happening, self.time.now_ms())
+        self.is_sound = True
+
+    def settle(self) -> None:
+        for _ in range(MAX_ROUNDS):
+            self.stage.activity.wait_until_still()
+            moves = self.stage.activity.moves
+            for executor in self.there("live"):
+                executor.look_about()
+            self.stage.activity.wait_until_still()
+            if self.stage.activity.moves == moves:
+                return
+        raise AssertionError("I8: it never comes to rest")
+
+    def ask(self, executor: Executor, func: Callable[[], Any], workflow_id: str = "", **options: Any) -> Call:
+        call = executor.call(func, workflow_id, **options)
+        self.stage.activity.wait_until_still()
+        return call
+
+    # -- users -------------------------------------------------------------------------------------------------------
+
+    @initialize(kind=KINDS, program=programs(), timeout_s=TIMEOUTS, in_place=st.booleans())
+    def begin(self, kind: Kind, program: Program, timeout_s: float | None, in_place: bool) -> None:
+        self.launch()
+        self.launch()
+        self.start(0, "a", kind, program, timeout_s, in_place)
+
+    @precondition(lambda self: self.acting())
+    @rule(
+        which=NUMBERS,
+        workflow_id=IDS,
+        kind=KINDS,
+        program=programs(),
+        timeout_s=TIMEOUTS,
+        in_place=st.booleans(),
+    )
+    def start(
+        self,
+        which: int,
+        workflow_id: str,
+        kind: Kind,
+        program: Program,
+        timeout_s: float | None,
+        in_place: bool,
+    ) -> None:
+        executor = _pick(self.acting(), which)
+        in_place = in_place and kind != "work_async"
+        existing = self.judge.seen.rows.get(workflow_id)
+        if existing is None:
+            self.judge.expect(workflow_id, kind, program)
+        start = executor.run if in_place else executor.start
+        awaits_outcome = in_place and (existing is None or existing.name == kind)
+
+        with self.move():
+            call = self.ask(
+                executor,
+                lambda: start(kind, program, workflow_id, timeout_s),
+                workflow_id,
+                awaits_outcome=awaits_outcome,
+            )
+
+        if existing is not None and existing.name != kind:
+            assert isinstance(call.error, DBOSConflictingWorkflowError)
+        elif existing is not None and existing.status == "MAX_RECOVERY_ATTEMPTS_EXCEEDED":
+            assert isinstance(call.error, MaxRecoveryAttemptsExceededError)
+        elif not in_place:
+            assert isinstance(call.value, EngineHandle)
+
+    @precondition(lambda self: self.acting() and self.judge.seen.rows)
+    @rule(which=NUMBERS, whose=NUMBERS)
+    def await_result(self, which: int, whose: int) -> None:
+        executor, workflow_id = _pick(self.acting(), which), _pick(sorted(self.judge.seen.rows), whose)
+        with self.move():
+            self.ask(
+                executor,
+                lambda: drive(executor.engine, workflows.get_result(executor.engine, workflow_id)),
+                workflow_id,
+                awaits_outcome=True,
+            )
+
+    @precondition(lambda self: self.acting())
+    @rule(which=NUMBERS, whose=NUMBERS)
+    def cancel(self, which: int, whose: int) -> None:
+        executor, workflow_id = _pick(self.acting(), which), self.anybody(whose)
+        self.leave_behind(executor, workflow_id)
+        with self.move(Happening(cancelled=workflow_id)):
+            call = self.ask(
+                executor, lambda: drive(executor.engine, workflows.cancel_workflow(executor.engine, workflow_id))
+            )
+        assert call.error is None
+
+    @precondition(lambda self: self.acting())
+    @rule(which=NUMBERS, whose=NUMBERS)
+    def resume(self, which: int, whose: int) -> None:
+        executor, workflow_id = _pick(self.acting(), which), self.anybody(whose)
+        self.leave_behind(executor, workflow_id)
+        status = self.judge.seen.status(workflow_id)
+        with self.move(Happening(resumed=workflow_id if status in GIVEN_UP else None)):
+            call = self.ask(
+                executor,
+                lambda: drive(executor.engine, workflows.resume_workflows(executor.engine, [workflow_id], None)),
+            )
+        assert isinstance(call.error, DBOSNonExistentWorkflowError if status is None else type(None))
+
+    def anybody(self, whose: int) -> str:
+        """A workflow that exists, or one that does not."""
+        return _pick([*sorted(self.judge.seen.rows), "nobody"], whose)
+
+    def leave_behind(self, knowing: Executor, workflow_id: str) -> None:
+        """What one executor does to a workflow that another runs is heard there with the next heartbeat."""
+        for executor in self.executors:
+            if executor is not knowing and executor.state != "gone":
+                executor.behind.add(workflow_id)
+
+    @precondition(lambda self: self.places())
+    @rule(which=NUMBERS)
+    def let_go(self, which: int) -> None:
+        place = _pick(self.places(), which)
+        note(f"{place} goes on")
+        happening = Happening(must_record=[place] if self.will_record(place) else [])
+        with self.move(happening):
+            self.stage.let_go(place)
+
+    def will_record(self, place: Place) -> bool:
+        """Whether what is let go is to be recorded: by the owner, whose instance is not declared dead."""
+        seen = self.judge.seen
+        row = seen.rows[place.workflow_id]
+        if place.where not in ("body", "before") or place.executor.instance_id not in seen.instances:
+            return False
+        if row.run_token != place.run_token:
+            return False
+        return row.status == "PENDING" or (row.status == "CANCELLED" and place.where == "body")
+
+    # -- time --------------------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.judge.seen.rows)
+    @rule(seconds=st.sampled_from([2, 6, 35, 65]))
+    def advance(self, seconds: float) -> None:
+        """Time goes by, and leases are renewed."""
+        while seconds > 0:
+            self.pass_time(min(seconds, PIECE_S))
+            seconds -= PIECE_S
+
+    @precondition(lambda self: self.judge.seen.rows)
+    @rule(seconds=st.sampled_from([25, 100]))
+    def jump(self, seconds: float) -> None:
+        """The host was suspended, or the database was away: nobody has renewed a lease meanwhile."""
+        self.pass_time(seconds)
+
+    def pass_time(self, seconds: float) -> None:
+        with self.move():
+            self.time.advance(seconds)
+            for executor in self.there("live", "stale", "frozen"):
+                executor.clock.advance(seconds)
+            for executor in self.acting():
+                executor.clock.ring()
+            self.stage.activity.wait_until_still()
+            for executor in self.acting():
+                self.catch_up_with(executor)
+
+    def catch_up_with(self, executor: Executor) -> None:
+        executor.state = "live"
+        executor.renew()
+
+    # -- fate --------------------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: len(self.there("live", "stale", "frozen")) < MAX_EXECUTORS)
+    @rule()
+    def launch(self) -> None:
+        with self.move():
+            self.executors.append(Executor(self.stage, len(self.executors) + 1, self.time.now_s()))
+
+    @precondition(lambda self: self.judge.seen.rows and self.there("live", "stale", "frozen"))
+    @rule(which=NUMBERS, is_seen=st.booleans())
+    def crash(self, which: int, is_seen: bool) -> None:
+        executor = _pick(self.there("live", "stale", "frozen"), which)
+        note(f"{executor} crashes")
+        with self.move():
+            executor.crash(is_seen=is_seen)
+
+    @precondition(lambda self: self.judge.seen.rows and self.there("live", "stale", "frozen"))
+    @rule(which=NUMBERS)
+    def trouble(self, which: int) -> None:
+        """A live executor is frozen, a frozen one thawed; a thawed one notices how late it is."""
+        executor = _pick(self.there("live", "stale", "frozen"), which)
+        note(f"{executor} is {executor.state}")
+        with self.move():
+            if executor.state == "live":
+                executor.freeze()
+            elif executor.state == "frozen":
+                executor.thaw()
+            else:
+                self.catch_up_with(executor)
+
+    @precondition(lambda self: self.judge.seen.rows and self.leavable())
+    @rule(which=NUMBERS)
+    def leave(self, which: int) -> None:
+        with self.move():
+            _pick(self.leavable(), which).leave()
+
+    def leavable(self) -> list[Executor]:
+        held = {place.executor for place in self.stage.places()}  # shutting down would wait for those
+        return [executor for executor in self.there("live") if executor not in held]
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def teardown(self) -> None:
+        try:
+            if self.is_sound:
+                self.come_to_an_end()
+        finally:
+            for executor in self.there("live", "stale", "frozen"):
+                executor.crash(is_seen=False)
+            self.observer.close()
+
+    def come_to_an_end(self) -> None:
+        """Everything is let go: whatever is not cancelled or given up ends, and everybody who waits is told."""
+        for executor in self.there("frozen"):
+            with self.move():
+                executor.thaw()
+        if not self.acting():
+            self.launch()
+        for _ in range(MAX_ROUNDS):
+            self.pass_time(PIECE_S)
+            while self.places():
+                self.let_go(0)
+            unfinished = [row.workflow_uuid for row in self.judge.seen.rows.values() if row.status in UNFINISHED]
+            if not unfinished:
+                break
+        else:
+            raise AssertionError(f"I2: {unfinished} never end")
+        self.pass_time(PIECE_S)
+        for executor in self.acting():
+            assert executor.engine.runs.all() == []
+            assert executor.calls == []
+            assert executor.engine.db.wakeups.keys() == []
+
+
+def _pick(options: list[Any], number: int) -> Any:
+    return options[number % len(options)]
+
+
+@pytest.fixture
+def simulated_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Signal, "wait", simulated_wait)
+
+
+def play(config: DBOSConfig, make_database: Callable[[], str], drop_database: Callable[[str], None]) -> None:
+    """Play examples, each on a database of its own."""
+
+    class OnItsOwnDatabase(Simulation):
+        def __init__(self) -> None:
+            self.url = make_database()
+            super().__init__({**config, "system_database_url": self.url})
+
+        def teardown(self) -> None:
+            try:
+                super().teardown()
+            finally:
+                drop_database(self.url)
+
+    run_state_machine_as_test(
+        OnItsOwnDatabase,
+        settings=settings(
+            max_examples=EXAMPLES or FEW_EXAMPLES,
+            stateful_step_count=STEPS,
+            derandomize=not EXAMPLES,
+            database=None,
+            deadline=None,
+            print_blob=True,
+            suppress_health_check=list(HealthCheck),
+            phases=[Phase.generate, Phase.shrink],
+        ),
+    )
+
+
+CONFIG: DBOSConfig = {"name": "simulation", "application_version": "simulated", "log_level": "CRITICAL", "sqlite_synchronous": "NORMAL"}
+
+
+@pytest.mark.timeout(0 if EXAMPLES else 600)
+@pytest.mark.usefixtures("simulated_waits")
+def test_nothing_is_lost_stranded_or_repeated_on_sqlite(tmp_path: Path) -> None:
+    template = tmp_path / "template.sqlite"
+    settings = process_config({**CONFIG, "system_database_url": f"sqlite:///{template}"})
+    open_dialect(settings, process_tag="template").prepare(may_migrate=True)
+    numbers = count(1)
+
+    def make_database() -> str:
+        path = tmp_path / f"{next(numbers)}.sqlite"
+        shutil.copy(template, path)
+        return f"sqlite:///{path}"
+
+    play(CONFIG, make_database, lambda url: Path(url.removeprefix("sqlite:///")).unlink())
+
+
+@pytest.mark.postgres
+@pytest.mark.timeout(0 if EXAMPLES else 600)
+@pytest.mark.usefixtures("simulated_waits")
+def test_nothing_is_lost_stranded_or_repeated_on_postgres(
+    postgres_server: PostgresServer, migrated_template: str
+) -> None:
+    play(CONFIG, lambda: postgres_server.create_database(migrated_template), postgres_server.drop_database)
