@@ -74,7 +74,8 @@ class Context:
 
     run: Run | None = None
     step_id: int | None = None
-    step_status: StepStatus | None = None
+    attempt: int | None = None
+    max_attempts: int | None = None
     session: Session | None = None
     is_in_transaction: bool = False
     assigned_id: AssignedId | None = None
@@ -87,6 +88,11 @@ class Context:
     def is_in_workflow_body(self) -> bool:
         """Whether an operation made here is recorded: within a workflow, not within one of its steps."""
         return self.run is not None and self.step_id is None
+
+    @property
+    def step_status(self) -> StepStatus | None:
+        """Where the step stands that this is the context of."""
+        return None if self.step_id is None else StepStatus(self.step_id, self.attempt, self.max_attempts)
 
     def with_role(self, required: list[str], function_name: str) -> Context:
         """The context of a call that requires a role: the first of them that the user has is assumed in it.

@@ -18,10 +18,11 @@ from typing import Any, TypeVar, cast
 
 from dbos._context import Context, current_context, install, restore
 from dbos._engine.claims import claim_by_id, claim_from_queue
+from dbos._engine.direct import call_step, call_step_async
 from dbos._engine.engine import Engine
 from dbos._engine.flow import drive, drive_async
 from dbos._engine.run import Run
-from dbos._engine.step import StepFunction, StepPolicy, run_step
+from dbos._engine.step import StepFunction, StepPolicy
 from dbos._engine.transaction import TransactionFunction, run_transaction
 from dbos._engine.workflow import call_workflow, execute
 from dbos._error import DBOSException
@@ -105,7 +106,7 @@ def decorate_step(
             if context is None or context.run is None or context.step_id is not None:
                 return await func(*args, **kwargs)
             engine = registry.engine or _no_engine(registry, registered_name)
-            return await drive_async(engine, run_step(engine, context.run, context, step, args, kwargs))
+            return await call_step_async(engine, context.run, context, step, args, kwargs)
 
         wrapper = call_async
     else:
@@ -115,7 +116,7 @@ def decorate_step(
             if context is None or context.run is None or context.step_id is not None:
                 return func(*args, **kwargs)
             engine = registry.engine or _no_engine(registry, registered_name)
-            return drive(engine, run_step(engine, context.run, context, step, args, kwargs))
+            return call_step(engine, context.run, context, step, args, kwargs)
 
         wrapper = call
     wrapped = _finish(func, wrapper, registered_name, "step")
@@ -257,7 +258,7 @@ def run_as_step(
     context = current_context()
     if context is None or not context.is_in_workflow_body or context.run is None:
         return (_blocking_on_own_loop(engine, func) if is_async else func)(*args, **kwargs)
-    return drive(engine, run_step(engine, context.run, context, step, args, kwargs))
+    return call_step(engine, context.run, context, step, args, kwargs)
 
 
 async def run_as_step_async(
@@ -273,7 +274,7 @@ async def run_as_step_async(
     context = current_context()
     if context is None or not context.is_in_workflow_body or context.run is None:
         return await step.func(*args, **kwargs)
-    return await drive_async(engine, run_step(engine, context.run, context, step, args, kwargs))
+    return await call_step_async(engine, context.run, context, step, args, kwargs)
 
 
 def _step_of(options: StepOptions | None, func: Callable[..., Any]) -> StepFunction:

@@ -33,6 +33,7 @@ __all__ = [
     "Raised",
     "Read",
     "Returned",
+    "caught",
     "conclude",
     "drive",
     "drive_async",
@@ -187,7 +188,7 @@ def _call(engine: Engine, effect: Invoke) -> Returned | Raised | Expired:
     try:
         return Returned(effect.func(*effect.args, **effect.kwargs))
     except BaseException as error:
-        return Raised(_caught(error))
+        return Raised(caught(error))
     finally:
         restore(token)
 
@@ -202,7 +203,7 @@ async def _call_async(effect: Invoke) -> Returned | Raised | Expired:
             value = await value
         return Returned(value)
     except BaseException as error:
-        return Raised(_caught(error))
+        return Raised(caught(error))
     finally:
         restore(token)
 
@@ -240,7 +241,7 @@ async def _call_limited(effect: Invoke, limit: Limit) -> Returned | Expired:
             limit.stop.forget(stop)
 
 
-def _caught(error: BaseException) -> BaseException:
+def caught(error: BaseException) -> BaseException:
     """What a call ends with; an interrupt of the process or of the task is raised on.
 
     A task group wraps the signals that stop a workflow, as it does every error; they are found in it.

@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dbos._context import Context
@@ -19,9 +19,16 @@ from dbos._error import DBOSException, DBOSMaxStepRetriesExceeded, DBOSStepTimeo
 from dbos._registrations import DBOSFuncInfo, required_roles_of
 from dbos._sysdb.operations import RecordStep
 from dbos._sysdb.wakeups import Signal
-from dbos._types import StepStatus
 
-__all__ = ["StepFunction", "StepPolicy", "encode_step", "run_step", "wait_for_lease"]
+__all__ = [
+    "StepFunction",
+    "StepPolicy",
+    "encode_step",
+    "record_step",
+    "run_step",
+    "step_context",
+    "wait_for_lease",
+]
 
 logger = logging.getLogger("dbos.step")
 
@@ -45,6 +52,11 @@ class StepPolicy:
     should_retry: ShouldRetry | None = None
     preemptible: bool = False
     timeout_s: float | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether there is one attempt, and nothing stops it."""
+        return not self.retries_allowed and not self.is_limited
 
     @property
     def is_limited(self) -> bool:
@@ -99,38 +111,55 @@ def run_step(
         logger.debug("Replaying step, id: %s, name: %s", function_id, step.name)
         return conclude(replayed(engine, recorded))
     logger.debug("Running step, id: %s, name: %s", function_id, step.name)
-    if step.info is not None:
-        context = context.with_role(required_roles_of(step.info, args), step.name)
+    context = step_context(run, context, step, function_id, args)
     started_ms = engine.clock.now_ms()
-    outcome = yield from _attempts(engine, run, context, step, function_id, args, kwargs)
+    outcome = yield from _attempts(engine, run, context, step, args, kwargs)
     if isinstance(outcome, Raised) and not isinstance(outcome.error, Exception):
         return outcome  # the run was stopped inside of the step: there is nothing to record
     record, outcome = encode_step(engine, run, function_id, step.name, outcome, started_ms)
+    return conclude((yield from record_step(engine, run, record, outcome)))
+
+
+def step_context(run: Run, context: Context, step: StepFunction, function_id: int, args: Sequence[Any]) -> Context:
+    """The context of a step's body.
+
+    Raises:
+        DBOSNotAuthorizedError: the user may not call it.
+    """
+    required = required_roles_of(step.info, args) if step.info is not None else None
+    if required:
+        context = context.with_role(required, step.name)
+    return Context(
+        run=run,
+        step_id=function_id,
+        authenticated_user=context.authenticated_user,
+        authenticated_roles=context.authenticated_roles,
+        assumed_role=context.assumed_role,
+    )
+
+
+def record_step(engine: Engine, run: Run, record: RecordStep, outcome: Outcome) -> Flow[Outcome]:
+    """Record how a step ended; returns what counts from now on."""
     try:
         existing = yield from commit_step(run, record)
     except Exception as error:
         if not engine.db.dialect.refuses_value(error):
             # Whatever this is, it is no failure of the step and must not look like one to the user's code.
-            logger.error("the result of step %s of %s was not stored: %s", function_id, run.workflow_id, error)
+            logger.error("the result of step %s of %s was not stored: %s", record.function_id, run.workflow_id, error)
             run.lose()
             raise DBOSWorkflowConflictIDError(run.workflow_id) from error
         # The database refuses this very record (too large, say). The step has run: what replays must be the same
         # error every time, never another attempt, so it is recorded in the result's place.
+        name, function_id, started_ms = record.function_name, record.function_id, record.started_at_epoch_ms
         logger.error("the result of step %s of workflow %s cannot be stored: %s", function_id, run.workflow_id, error)
-        outcome = Raised(DBOSException(f"The result of step {step.name} could not be stored: {type(error).__name__}."))
-        record, outcome = encode_step(engine, run, function_id, step.name, outcome, started_ms)
+        outcome = Raised(DBOSException(f"The result of step {name} could not be stored: {type(error).__name__}."))
+        record, outcome = encode_step(engine, run, function_id, name, outcome, started_ms)
         existing = yield from commit_step(run, record)
-    return conclude(outcome if existing is None else replayed(engine, existing))
+    return outcome if existing is None else replayed(engine, existing)
 
 
 def _attempts(
-    engine: Engine,
-    run: Run,
-    context: Context,
-    step: StepFunction,
-    function_id: int,
-    args: Sequence[Any],
-    kwargs: dict[str, Any],
+    engine: Engine, run: Run, context: Context, step: StepFunction, args: Sequence[Any], kwargs: dict[str, Any]
 ) -> Flow[Outcome]:
     policy = step.policy
     attempts = policy.max_attempts if policy.retries_allowed else 1
@@ -138,19 +167,7 @@ def _attempts(
     errors: list[Exception] = []
     for attempt in range(attempts):
         yield from wait_for_lease(engine, run)
-        status = (
-            StepStatus(function_id, attempt, attempts)
-            if policy.retries_allowed
-            else StepStatus(function_id, None, None)
-        )
-        inner = Context(
-            run=run,
-            step_id=function_id,
-            step_status=status,
-            authenticated_user=context.authenticated_user,
-            authenticated_roles=context.authenticated_roles,
-            assumed_role=context.assumed_role,
-        )
+        inner = replace(context, attempt=attempt, max_attempts=attempts) if policy.retries_allowed else context
         outcome = yield from _attempt(run, inner, step, args, kwargs)
         if isinstance(outcome, Returned) or not policy.retries_allowed or not isinstance(outcome.error, Exception):
             return outcome
@@ -220,7 +237,7 @@ def wait_for_lease(engine: Engine, run: Run) -> Flow[None]:
 
 
 def encode_step(
-    engine: Engine, run: Run, function_id: int, name: str, outcome: Outcome, started_ms: int
+    engine: Engine, run: Run, function_id: int, name: str, outcome: Outcome, started_ms: int | None
 ) -> tuple[RecordStep, Outcome]:
     """The record of an outcome; a value that cannot be serialized makes it an error, which replays as the same."""
     output: str | None = None

@@ -22,7 +22,7 @@ from dbos._registrations import DBOSFuncInfo, required_roles_of
 from dbos._sysdb.operations import RecordStep
 from dbos._sysdb.rows import StepRow
 from dbos._sysdb.wakeups import Signal
-from dbos._types import IsolationLevel, StepStatus
+from dbos._types import IsolationLevel
 
 if TYPE_CHECKING:
     from dbos._app_db import ApplicationDatabase
@@ -115,7 +115,6 @@ class _Attempt:
         self._context = Context(
             run=run,
             step_id=function_id,
-            step_status=StepStatus(function_id, None, None),
             is_in_transaction=True,
             authenticated_user=context.authenticated_user,
             authenticated_roles=context.authenticated_roles,

@@ -13,6 +13,9 @@ from typing import Any, NamedTuple
 from dbos._sysdb.rows import StatusRow, StepRow
 
 __all__ = [
+    "APPLIED",
+    "CREATED",
+    "RECORDED",
     "START_COLUMNS",
     "Call",
     "Operation",
@@ -140,6 +143,9 @@ class Started(NamedTuple):
     holder: StatusRow | None = None
 
 
+CREATED = Started(created=True, existing=None)
+
+
 class StepRecorded(NamedTuple):
     """``status`` is the workflow's status, or None if the run's token is no longer valid (nothing was written).
 
@@ -150,10 +156,16 @@ class StepRecorded(NamedTuple):
     existing: StepRow | None
 
 
+RECORDED = StepRecorded("PENDING", None)
+
+
 class OutcomeRecorded(NamedTuple):
     """Whether the outcome was applied."""
 
     is_applied: bool
+
+
+APPLIED = OutcomeRecorded(is_applied=True)
 
 
 def call(verb: Callable[..., Any], *arguments: Any) -> Call:

@@ -61,7 +61,7 @@ def check_exactly_once(path: Path, done: Counter[tuple[int, int]]) -> None:
 
 
 def share_of_the_slower(done: Counter[tuple[int, int]]) -> float:
-    by_process = Counter({process: 0 for process in range(PROCESSES)})
+    by_process = Counter(dict.fromkeys(range(PROCESSES), 0))
     for (process, _), count in done.items():
         by_process[process] += count
     return min(by_process.values()) / by_process.total()

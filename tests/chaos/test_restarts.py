@@ -6,7 +6,7 @@ import json
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,11 @@ def crash(cluster: Cluster) -> None:
 
 
 @pytest.fixture
-def url(private_postgres: Cluster) -> Iterator[str]:
+def url(private_postgres: Cluster) -> str:
     url = private_postgres.url("postgres")
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(CREATE_LEDGER.encode())
-    yield url
+    return url
 
 
 def configuration(url: str, executor_id: str = "local") -> DBOSConfig:

@@ -43,9 +43,7 @@ def apart(config: DBOSConfig, directory: Path, request: pytest.FixtureRequest) -
 
 
 @contextmanager
-def theatre(
-    config: DBOSConfig, directory: Path, patch: pytest.MonkeyPatch, sees_statements: bool
-) -> Iterator[Theatre]:
+def theatre(config: DBOSConfig, directory: Path, patch: pytest.MonkeyPatch, sees_statements: bool) -> Iterator[Theatre]:
     DBOS.destroy(destroy_registry=True)
     leftovers = Leftovers()
     failpoints = Failpoints()

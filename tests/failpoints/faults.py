@@ -37,7 +37,9 @@ def pass_time() -> None:
 class Scene:
     """One run with one fault: what else goes on in its process, and what another process does."""
 
-    def __init__(self, failpoints: Failpoints, rival: Rival | None, subject: str, neighbour: Callable[[], Any]) -> None:
+    def __init__(
+        self, failpoints: Failpoints, rival: Rival | None, subject: str, neighbour: Callable[[], Any] | None
+    ) -> None:
         self.failpoints = failpoints
         self.subject = subject
         self.neighbour_id = f"neighbour.of.{subject}"
@@ -51,6 +53,10 @@ class Scene:
         assert self._rival is not None
         return self._rival
 
+    @property
+    def has_neighbour(self) -> bool:
+        return self._neighbour is not None
+
     def meanwhile(self, func: Callable[[], object], patience_s: float) -> None:
         """Do something in another thread; wait a moment for it to be done, which it may be only later."""
         thread = threading.Thread(target=func, name="meanwhile")
@@ -60,6 +66,7 @@ class Scene:
 
     def start_neighbour(self) -> None:
         """Start a workflow that has nothing to do with the run, and must not be hurt by what happens to it."""
+        assert self._neighbour is not None
         with SetWorkflowID(self.neighbour_id):
             DBOS.start_workflow(self._neighbour)
 
@@ -78,7 +85,8 @@ class _SceneFault(Fault):
 
     def before(self, call: Call) -> None:
         self.scene.on_fault()
-        self.scene.meanwhile(self.scene.start_neighbour, self.patience_s)
+        if self.scene.has_neighbour:
+            self.scene.meanwhile(self.scene.start_neighbour, self.patience_s)
         self.happen(call)
 
     def happen(self, call: Call) -> None:

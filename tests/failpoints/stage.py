@@ -110,7 +110,7 @@ class Stage:
         assert system is not None
         assert application is not None
         self.is_apart = system != application
-        self._directory = directory
+        self.directory = directory
         self._system_url, self._application_url = system, application
         self._log = os.open(directory / "effects", os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         self._read = 0
@@ -182,13 +182,13 @@ class Stage:
         where = "(workflow_uuid = ? OR (workflow_uuid > ? AND workflow_uuid < ?))"
         workflows = self._system.ask(
             "SELECT workflow_uuid, status, output, error, completed_at, owner_instance FROM dbos.workflow_status "
-            f'WHERE {where.replace("workflow_uuid", self._bytewise)}',
+            f"WHERE {where.replace('workflow_uuid', self._bytewise)}",
             *range_,
         )
         records = self._system.ask(
             "SELECT workflow_uuid, function_id, function_name, output, error, child_workflow_id, started_at_epoch_ms, "
-            f'completed_at_epoch_ms, serialization FROM dbos.operation_outputs WHERE '
-            f'{where.replace("workflow_uuid", self._bytewise)}',
+            f"completed_at_epoch_ms, serialization FROM dbos.operation_outputs WHERE "
+            f"{where.replace('workflow_uuid', self._bytewise)}",
             *range_,
         )
         return Snapshot({row[0]: Workflow(*row) for row in workflows}, {row[:2]: Record(*row) for row in records})

@@ -1,4 +1,8 @@
-"""Each reference workflow, with each kind of fault at each of its calls to the databases."""
+"""Each reference workflow, with each kind of fault at each of its calls to the databases.
+
+A workflow is played once without a fault to learn its calls, then once for each call and kind. The default is every
+workflow as it runs or as it is recovered; ``DBOS_FAILPOINTS=all`` (make failpoints) plays all of them both ways.
+"""
 
 from __future__ import annotations
 
@@ -6,35 +10,44 @@ import pytest
 
 from tests.failpoints.conftest import OpenTheatre
 from tests.failpoints.faults import FAULTS, RIVALS
+from tests.failpoints.playing import EXHAUSTIVE, calls
 from tests.failpoints.scenarios import SCENARIOS
 
-RUNS = [(name, False) for name in SCENARIOS] + [(name, True) for name, each in SCENARIOS.items() if each.may_crash]
-IDS = [f"{name}-crashed" if crashes else name for name, crashes in RUNS]
+AS_THEY_RUN = ("sync", "transaction", "child", "gather", "cancel", "timeout")
+RECOVERED = ("sync", "async", "class", "instance", "transaction-apart", "child")
+EVERY_RUN = [(name, False) for name in SCENARIOS] + [(name, True) for name, each in SCENARIOS.items() if each.may_crash]
+RUNS = EVERY_RUN if EXHAUSTIVE else [(name, False) for name in AS_THEY_RUN] + [(name, True) for name in RECOVERED]
+
+each_run = pytest.mark.parametrize(
+    ("name", "crashes"), RUNS, ids=[f"{name}-crashed" if crashes else name for name, crashes in RUNS]
+)
 
 
-@pytest.mark.parametrize(("name", "crashes"), RUNS, ids=IDS)
+def test_every_reference_workflow_is_played_by_default() -> None:
+    assert {*AS_THEY_RUN, *RECOVERED} == SCENARIOS.keys()
+
+
+@each_run
 def test_a_fault_at_any_call_costs_nothing_that_was_acknowledged(
     name: str, crashes: bool, open_theatre: OpenTheatre, subtests: pytest.Subtests
 ) -> None:
     scenario = SCENARIOS[name]
     theatre = open_theatre(is_apart=scenario.is_apart)
-    labels = theatre.count(scenario, crashes=crashes)
 
-    for label in labels:
+    for label in theatre.count(scenario, crashes=crashes):
         for fault, make_fault in FAULTS.items():
             with subtests.test(f"{fault}: {label}"):
                 theatre.play(scenario, crashes=crashes, label=label, make_fault=make_fault)
 
 
-@pytest.mark.parametrize(("name", "crashes"), RUNS, ids=IDS)
+@each_run
 def test_whoever_comes_first_at_any_call_there_is_one_history(
     name: str, crashes: bool, open_theatre: OpenTheatre, subtests: pytest.Subtests
 ) -> None:
     scenario = SCENARIOS[name]
     theatre = open_theatre(is_apart=scenario.is_apart)
-    labels = theatre.count(scenario, crashes=crashes)
 
-    for label in labels:
+    for label in theatre.count(scenario, crashes=crashes):
         for rival, make_fault in RIVALS.items():
             if not is_apt(rival, label, name):
                 continue
@@ -49,3 +62,31 @@ def is_apt(rival: str, label: str, name: str) -> bool:
     if rival == "started first":
         return label.startswith("start(")
     return rival != "resumed" or name != "timeout"  # resumed, it would have no deadline
+
+
+@pytest.mark.parametrize("name", ["sync", "child"])
+def test_a_batch_that_fails_at_any_statement_is_committed_as_a_whole(
+    name: str, open_theatre: OpenTheatre, subtests: pytest.Subtests
+) -> None:
+    scenario = SCENARIOS[name]
+    theatre = open_theatre(sees_statements=True)
+    labels = [label for label in theatre.count(scenario, crashes=True) if " " in label]
+    assert any(label.startswith("claim") for label in labels)
+
+    for label in labels:
+        for fault in ("lost before", "contended"):
+            with subtests.test(f"{fault}: {label}"):
+                theatre.play(scenario, crashes=True, label=label, make_fault=FAULTS[fault])
+
+
+def test_a_fault_at_any_call_of_destroying_and_launching_strands_nothing(
+    open_theatre: OpenTheatre, subtests: pytest.Subtests
+) -> None:
+    theatre = open_theatre()
+    labels = calls(theatre.relaunch())
+    assert {"remove", "register", "claim"} <= set(labels)
+
+    for label in labels:
+        for fault in ("lost before", "lost after"):
+            with subtests.test(f"{fault}: {label}"):
+                theatre.relaunch(label, FAULTS[fault])

@@ -608,7 +608,7 @@ def test_gathered_steps_survive_a_crash_at_any_point_and_are_paired_by_source_or
     async def workflow() -> list[str]:
         results = await asyncio.gather(alpha(), child(), beta(), gamma(), delta())
         await gates("end")
-        return results
+        return list(results)
 
     names = ["alpha", "child", "beta", "gamma", "delta"]
     dbos.launch()

@@ -329,7 +329,7 @@ def test_any_exception_is_raised_as_it_is_and_recorded_once(dbos: type[DBOS], ki
     assert (row("wf").status, len(calls)) == ("ERROR", 1)
     [info] = dbos.list_workflow_steps("wf")
     assert type(info["error"]) is recorded_as
-    if recorded_as is Reduced:
+    if isinstance(info["error"], Reduced):
         assert (info["error"].code, info["error"].reason) == (7, "because")
 
 
@@ -385,7 +385,7 @@ def test_a_step_whose_record_the_database_refuses_fails_the_same_way_every_time(
             return str(error)
 
     with SetWorkflowID("wf"):
-        first = unstorable.start_workflow(workflow_async if is_async else workflow).get_result()
+        first: Any = unstorable.start_workflow(workflow_async if is_async else workflow).get_result()
 
     assert "The result of step step could not be stored" in first
     assert execute_again("wf").get_result() == first
@@ -434,19 +434,18 @@ def test_a_value_that_is_too_large_is_an_error_once(
 
     @dbos.workflow()
     def workflow(argument: str) -> str:
-        for operation in (lambda: dbos.run_step({"name": "step"}, produce, "step"), lambda: workflow(large)):
-            with pytest.raises(DBOSException, match=r"too large|could not be stored"):
-                operation()
+        with pytest.raises(DBOSException, match="could not be stored"):
+            dbos.run_step({"name": "step"}, produce, "step")
+        with pytest.raises(DBOSException, match="too large"):
+            workflow(large)
         return produce("workflow")
 
     @dbos.workflow()
     async def workflow_async(argument: str) -> str:
-        for operation in (
-            lambda: dbos.run_step_async({"name": "step"}, produce_async, "step"),
-            lambda: workflow_async(large),
-        ):
-            with pytest.raises(DBOSException, match=r"too large|could not be stored"):
-                await operation()
+        with pytest.raises(DBOSException, match="could not be stored"):
+            await dbos.run_step_async({"name": "step"}, produce_async, "step")
+        with pytest.raises(DBOSException, match="too large"):
+            await workflow_async(large)
         return await produce_async("workflow")
 
     dbos.launch()

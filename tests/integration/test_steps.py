@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from dbos import DBOS, DBOSConfig, SetWorkflowID
+from dbos import DBOS, DBOSConfig, SetWorkflowID, StepOptions
 from dbos._engine.step import StepPolicy
 from dbos._error import (
     DBOSAwaitedWorkflowCancelledError,
@@ -355,7 +355,9 @@ def test_a_step_that_is_recovered_between_two_attempts_has_all_its_attempts_agai
 ) -> None:
     attempts: list[int | None] = []
     interval_s = 3600.0
-    options: Any = {"retries_allowed": True, "max_attempts": 4}
+
+    def options() -> StepOptions:
+        return {"name": "flaky", "retries_allowed": True, "max_attempts": 4, "interval_seconds": interval_s}
 
     def attempt() -> str:
         status = dbos.step_status
@@ -375,13 +377,12 @@ def test_a_step_that_is_recovered_between_two_attempts_has_all_its_attempts_agai
     @dbos.workflow()
     def workflow() -> str:
         before()
-        result: str = dbos.run_step({"name": "flaky", "interval_seconds": interval_s, **options}, attempt)
-        return result
+        return dbos.run_step(options(), attempt)
 
     @dbos.workflow()
     async def workflow_async() -> str:
         before()
-        return await dbos.run_step_async({"name": "flaky", "interval_seconds": interval_s, **options}, attempt_async)
+        return await dbos.run_step_async(options(), attempt_async)
 
     dbos.launch()
     with SetWorkflowID("wf"):

@@ -17,6 +17,7 @@ from dbos import DBOS, DBOSConfig, SetWorkflowID
 from dbos._error import DBOSAwaitedWorkflowCancelledError
 from dbos._types import IsolationLevel
 from tests.integration.histories import PATIENCE_S, change, eventually, execute_again, recorded, row, steps
+from tests.postgres_server import Cluster
 
 on_postgres = pytest.mark.parametrize("config", [pytest.param("postgres", marks=pytest.mark.postgres)], indirect=True)
 
@@ -646,6 +647,54 @@ def test_an_error_of_the_database_that_is_not_temporary_is_raised(launched: type
 
     with pytest.raises((OperationalError, sa.exc.ProgrammingError), match="missing"):
         transaction()
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("use", ["first", "later"])
+def test_an_application_database_that_is_away_is_waited_for(
+    sqlite_url: str, private_postgres: Cluster, caplog: pytest.LogCaptureFixture, use: str
+) -> None:
+    """Its absence is no failure of the transaction, not even of the first one, which finds no table of records yet."""
+    DBOS.destroy(destroy_registry=True)
+    DBOS(
+        config={
+            "name": "test-app",
+            "system_database_url": sqlite_url,
+            "application_database_url": private_postgres.url("application"),
+        }
+    )
+    has_begun = threading.Event()
+
+    @DBOS.step()
+    def begin() -> None:
+        has_begun.set()
+
+    @DBOS.transaction()
+    def transaction() -> int:
+        found: int = DBOS.sql_session.execute(sa.text("SELECT 42")).scalar_one()
+        return found
+
+    @DBOS.workflow()
+    def workflow() -> int:
+        begin()
+        return transaction()
+
+    DBOS.launch()
+    try:
+        if use == "later":
+            assert transaction() == 42
+        private_postgres.stop("immediate")
+        with SetWorkflowID("wf"):
+            handle = DBOS.start_workflow(workflow)
+        assert has_begun.wait(PATIENCE_S)
+        with caplog.at_level(logging.DEBUG, logger="dbos.transaction"):
+            eventually(lambda: "will be repeated" in caplog.text or row("wf").status != "PENDING")
+
+        private_postgres.start()
+
+        assert handle.get_result() == 42
+    finally:
+        DBOS.destroy(destroy_registry=True)
 
 
 # -- in a database of its own ------------------------------------------------------------------------------------------

@@ -153,9 +153,8 @@ def test_two_applications_in_schemas_of_one_database_know_nothing_of_each_other(
             raise Crash
         return result
 
-    with launched(one):
-        with pytest.raises(Crash), SetWorkflowID("wf"):
-            workflow("one")
+    with launched(one), pytest.raises(Crash), SetWorkflowID("wf"):
+        workflow("one")
     must_crash = False
     with launched(other):
         assert DBOS.list_workflows() == []

@@ -17,6 +17,9 @@ from dbos._error import ExecutorFencedError
 from dbos._sysdb.batch import Groups, in_groups
 from dbos._sysdb.connection import Failure
 from dbos._sysdb.operations import (
+    APPLIED,
+    CREATED,
+    RECORDED,
     START_COLUMNS,
     Call,
     Operation,
@@ -165,13 +168,10 @@ RETURNING w.workflow_uuid
 """
 SELECT_FENCE = "SELECT 1 FROM dbos.executor_instances WHERE instance_id = :instance"
 
-_RECORDED = StepRecorded("PENDING", None)
-_APPLIED = OutcomeRecorded(is_applied=True)
-_CREATED = Started(created=True, existing=None)
 _ALONE: dict[type, tuple[str, Any]] = {
-    StartWorkflow: (INSERT_WORKFLOW_ALONE, _CREATED),
-    RecordStep: (INSERT_STEP_ALONE, _RECORDED),
-    RecordOutcome: (UPDATE_OUTCOME_ALONE, _APPLIED),
+    StartWorkflow: (INSERT_WORKFLOW_ALONE, CREATED),
+    RecordStep: (INSERT_STEP_ALONE, RECORDED),
+    RecordOutcome: (UPDATE_OUTCOME_ALONE, APPLIED),
 }
 
 
@@ -269,7 +269,7 @@ class PostgresWriter:
 
     def _started(self, starts: Sequence[StartWorkflow], rows: Sequence[Row]) -> list[Started]:
         if len(rows) == len(starts):
-            return [_CREATED] * len(starts)
+            return [CREATED] * len(starts)
         tokens = {row[0] for row in rows}
         refused = [start for start in starts if start.run_token not in tokens]
         if any(start.owner_instance is not None or start.parent_step is not None for start in refused):
@@ -282,7 +282,7 @@ class PostgresWriter:
             row = existing.get(start.workflow_uuid)
             # A row that bears this very token was made by an earlier execution whose answer was lost.
             if start.run_token in tokens or (row is not None and row.owner_xid == start.run_token):
-                results.append(_CREATED)
+                results.append(CREATED)
             else:
                 holder = holders.get((start.queue_name, start.deduplication_id))
                 results.append(Started(created=False, existing=row, holder=holder if row is None else None))
@@ -299,7 +299,7 @@ class PostgresWriter:
     def _recorded(self, steps: Sequence[RecordStep], rows: Sequence[Row]) -> list[StepRecorded]:
         count = str(len(steps))
         if rows[0] == (count, count):
-            return [_RECORDED] * len(steps)
+            return [RECORDED] * len(steps)
         self._check_fence()
         ids = [step.workflow_uuid for step in steps]
         status = dict(self._connection.all(SELECT_RUNS, ids=ids, tokens=[step.run_token for step in steps]))
@@ -318,7 +318,7 @@ class PostgresWriter:
 
     def _finished(self, outcomes: Sequence[RecordOutcome], rows: Sequence[Row]) -> list[OutcomeRecorded]:
         if len(rows) == len(outcomes):
-            return [_APPLIED] * len(outcomes)
+            return [APPLIED] * len(outcomes)
         self._check_fence()
         ids = [outcome.workflow_uuid for outcome in outcomes]
         runs = self._connection.all(SELECT_RUNS, ids=ids, tokens=[outcome.run_token for outcome in outcomes])

@@ -25,6 +25,9 @@ from dbos._error import DBOSDatabaseUnavailableError, ExecutorFencedError
 from dbos._sysdb.batch import Groups, in_groups
 from dbos._sysdb.connection import Failure
 from dbos._sysdb.operations import (
+    APPLIED,
+    CREATED,
+    RECORDED,
     START_COLUMNS,
     Call,
     Operation,
@@ -140,10 +143,6 @@ ON CONFLICT DO NOTHING
 SELECT_STEP = f"SELECT {columns(StepRow)} FROM operation_outputs WHERE workflow_uuid = ? AND function_id = ?"
 SELECT_FENCE = "SELECT 1 FROM executor_instances WHERE instance_id = ?"
 
-_RECORDED = StepRecorded("PENDING", None)
-_APPLIED = OutcomeRecorded(is_applied=True)
-_CREATED = Started(created=True, existing=None)
-
 
 class SQLiteWriter:
     """The one connection that writes, and the upkeep that belongs to it."""
@@ -215,11 +214,11 @@ class SQLiteWriter:
         """Write an operation in one statement; None if it takes more than that."""
         execute, instance = self._cursor.execute, self._instance
         if type(operation) is RecordStep:
-            sql, values, result = INSERT_STEP_ALONE, (*operation, instance), _RECORDED
+            sql, values, result = INSERT_STEP_ALONE, (*operation, instance), RECORDED
         elif type(operation) is RecordOutcome:
-            sql, values, result = UPDATE_OUTCOME_ALONE, (*operation, instance), _APPLIED  # type: ignore[assignment]
+            sql, values, result = UPDATE_OUTCOME_ALONE, (*operation, instance), APPLIED  # type: ignore[assignment]
         elif type(operation) is StartWorkflow and operation.parent_step is None and self._is_ours(operation):
-            sql, values, result = INSERT_WORKFLOW_ALONE, (*_start_values(operation), instance), _CREATED  # type: ignore[assignment]
+            sql, values, result = INSERT_WORKFLOW_ALONE, (*_start_values(operation), instance), CREATED  # type: ignore[assignment]
         else:
             return None
         return result if patiently(lambda: execute(sql, values), WRITE_PATIENCE_S).rowcount else None
@@ -238,7 +237,7 @@ class SQLiteWriter:
         for chunk in _chunks(steps):
             values = list(chain.from_iterable(chunk))
             if self._cursor.execute(insert_steps(len(chunk)), values).rowcount == len(chunk):
-                results += [_RECORDED] * len(chunk)
+                results += [RECORDED] * len(chunk)
             else:
                 results += map(self._record_step, chunk)
         return results
@@ -262,7 +261,7 @@ class SQLiteWriter:
         for chunk in _chunks(outcomes):
             values = list(chain.from_iterable(chunk))
             if self._cursor.execute(update_outcomes(len(chunk)), values).rowcount == len(chunk):
-                results += [_APPLIED] * len(chunk)
+                results += [APPLIED] * len(chunk)
             else:
                 results += map(self._outcome_of, chunk)
         return results
@@ -286,7 +285,7 @@ class SQLiteWriter:
             if all(start.parent_step is None for start in chunk):
                 values = list(chain.from_iterable(map(_start_values, chunk)))
                 if self._cursor.execute(insert_workflows(len(chunk)), values).rowcount == len(chunk):
-                    results += [_CREATED] * len(chunk)
+                    results += [CREATED] * len(chunk)
                     continue
             results += map(self._start_workflow, chunk)
         return results
@@ -301,14 +300,14 @@ class SQLiteWriter:
         if execute(insert_workflows(1), _start_values(start)).rowcount:
             if step is not None:
                 execute(INSERT_STEP, step[:9])
-            return _CREATED
+            return CREATED
         existing = execute(SELECT_WORKFLOW, (start.workflow_uuid,)).fetchone()
         if existing is None:
             holder = execute(SELECT_HOLDER, (start.queue_name, start.deduplication_id)).fetchone()
             return Started(created=False, existing=None, holder=StatusRow(*holder))
         row = StatusRow(*existing)
         if row.owner_xid == start.run_token:
-            return _CREATED  # just now, or by an earlier execution whose answer was lost
+            return CREATED  # just now, or by an earlier execution whose answer was lost
         return Started(created=False, existing=row)
 
     # -- the fence --------------------------------------------------------------------------------------------------

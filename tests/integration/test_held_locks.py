@@ -1,0 +1,149 @@
+"""A write that has to wait, for somebody's lock or for its own size, keeps nobody else waiting."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+import pytest
+
+from dbos import DBOS, DBOSConfig, SetWorkflowID
+from tests.integration.histories import PATIENCE_S, engine, eventually, row, steps
+
+MIB = 1024 * 1024
+
+
+def define_others(dbos: type[DBOS]) -> Callable[[], None]:
+    """Everything that a process may want to commit; returns a function that does all of it and waits for it."""
+
+    @dbos.step(name="other_step")
+    def step(number: int) -> int:
+        return number
+
+    @dbos.step(name="other_step_async")
+    async def step_async(number: int) -> int:
+        return number
+
+    @dbos.workflow(name="other_child")
+    def child(number: int) -> int:
+        return step(number)
+
+    @dbos.workflow(name="other")
+    def other() -> list[int]:
+        return [step(1), child(2), dbos.start_workflow(child, 3).get_result()]
+
+    @dbos.workflow(name="other_async")
+    async def other_async() -> list[int]:
+        return [await step_async(1), await step_async(2), await step_async(3)]
+
+    def go_on() -> None:
+        handles: list[Any] = [dbos.start_workflow(each) for each in (other, other_async) for _ in range(5)]
+        results: list[Any] = []
+        waiting = threading.Thread(target=lambda: results.extend(handle.get_result() for handle in handles))
+        waiting.start()
+        waiting.join(PATIENCE_S)
+        assert results == [[1, 2, 3]] * 10
+
+    return go_on
+
+
+@contextmanager
+def held(config: DBOSConfig, lock: str) -> Iterator[psycopg.Connection[Any]]:
+    """Somebody's own session on PostgreSQL, which holds a lock until the block ends."""
+    url = config["system_database_url"]
+    assert url is not None
+    with psycopg.connect(url) as psql:
+        psql.execute(lock.encode())
+        yield psql
+        psql.rollback()
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["thread", "coroutine"])
+@pytest.mark.parametrize("size", [1, 10 * MIB], ids=["a small result", "ten megabytes"])
+def test_a_workflow_whose_row_somebody_has_locked_waits_alone(
+    dbos: type[DBOS], config: DBOSConfig, is_async: bool, size: int
+) -> None:
+    if "sqlite" in str(config["system_database_url"]):
+        pytest.skip("SQLite locks no rows: a writer has the whole file")
+    go_on, may_end = define_others(dbos), threading.Event()
+
+    @dbos.step(name="step")
+    def step() -> str:
+        assert may_end.wait(PATIENCE_S)
+        return "x" * size
+
+    @dbos.workflow(name="work")
+    def work() -> str:
+        return step()
+
+    @dbos.workflow(name="work_async")
+    async def work_async() -> str:
+        return await dbos.run_step_async({"name": "step"}, step)
+
+    dbos.launch()
+    with SetWorkflowID("locked"):
+        handle: Any = dbos.start_workflow(work_async if is_async else work)
+    with held(config, "SELECT 1 FROM dbos.workflow_status WHERE workflow_uuid = 'locked' FOR UPDATE"):
+        may_end.set()
+        eventually(lambda: len(steps("locked")) == 1)  # a step needs no lock on the row; the outcome does
+        go_on()
+        assert row("locked").status == "PENDING"
+
+    assert handle.get_result() == "x" * size
+
+
+def test_a_step_whose_place_somebody_has_taken_and_not_committed_waits_alone(
+    dbos: type[DBOS], config: DBOSConfig
+) -> None:
+    if "sqlite" in str(config["system_database_url"]):
+        pytest.skip("SQLite locks no rows: a writer has the whole file")
+    go_on, may_end = define_others(dbos), threading.Event()
+
+    @dbos.step(name="step")
+    def step() -> str:
+        assert may_end.wait(PATIENCE_S)
+        return "ours"
+
+    @dbos.workflow(name="work")
+    def work() -> str:
+        return step()
+
+    dbos.launch()
+    with SetWorkflowID("w"):
+        handle = dbos.start_workflow(work)
+    taken = "INSERT INTO dbos.operation_outputs (workflow_uuid, function_id, function_name) VALUES ('w', 1, 'step')"
+    with held(config, taken):
+        may_end.set()
+        go_on()
+        assert row("w").status == "PENDING"
+
+    assert handle.get_result() == "ours"
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["thread", "coroutine"])
+def test_ten_megabytes_are_recorded_as_they_are_while_others_go_on(dbos: type[DBOS], is_async: bool) -> None:
+    go_on, large = define_others(dbos), "ä\n" * (5 * MIB)
+
+    @dbos.step(name="step")
+    def step(number: int) -> str:
+        return f"{number}{large}"
+
+    @dbos.workflow(name="work")
+    def work() -> int:
+        return sum(len(step(number)) for number in range(3))
+
+    @dbos.workflow(name="work_async")
+    async def work_async() -> int:
+        return sum([len(await dbos.run_step_async({"name": "step"}, step, number)) for number in range(3)])
+
+    dbos.launch()
+    with SetWorkflowID("large"):
+        handle: Any = dbos.start_workflow(work_async if is_async else work)
+    go_on()
+
+    assert handle.get_result() == 3 * (len(large) + 1)
+    load = engine().serialization.load_value
+    assert [load(each.output, each.serialization) for each in steps("large")] == [f"{n}{large}" for n in range(3)]
