@@ -29,6 +29,7 @@ __all__ = ["Engine", "workflow_key"]
 
 logger = logging.getLogger("dbos.engine")
 
+DESTROYED = "DBOS was destroyed. Unfinished workflows stay in the database, and are recovered by the next launch."
 STUCK_LOOP_S = 5.0  # how long closing waits for a workflow that blocks our loop; its thread is left behind then
 
 
@@ -122,9 +123,7 @@ class Engine:
             DBOSDatabaseUnavailableError: it was called.
         """
         if self._is_closed:
-            raise DBOSDatabaseUnavailableError(
-                "DBOS was destroyed. Unfinished workflows stay in the database, and are recovered by the next launch."
-            )
+            raise DBOSDatabaseUnavailableError(DESTROYED)
 
     def close(self) -> None:
         """Disconnect; whoever still waits for a workflow's outcome is told so."""
@@ -136,6 +135,8 @@ class Engine:
             db, self._db = self._db, None
             db.close()
             db.wakeups.fire(db.wakeups.keys())
+            # A workflow that was started meanwhile may have begun another loop; from here on nothing can be started.
+            self.loops.close(for_good=True)
 
     def finished(self, workflow_id: str) -> None:
         """A workflow has reached an outcome, durably: wake whoever waits for it, here and elsewhere."""
@@ -164,9 +165,11 @@ class Loops:
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._is_closed = False
 
     def adopt_running(self) -> None:
         """Use the loop that is running now, if there is one, while it runs."""
+        self._is_closed = False
         try:
             self._main = asyncio.get_running_loop()
         except RuntimeError:
@@ -184,8 +187,14 @@ class Loops:
         return self.own()
 
     def own(self) -> asyncio.AbstractEventLoop:
-        """Our own loop; blocking on what runs there cannot deadlock the application's."""
+        """Our own loop; blocking on what runs there cannot deadlock the application's.
+
+        Raises:
+            DBOSDatabaseUnavailableError: the loops were closed for good.
+        """
         with self._lock:
+            if self._is_closed:
+                raise DBOSDatabaseUnavailableError(DESTROYED)
             if self._own is None:
                 self._own = asyncio.new_event_loop()
                 self._thread = threading.Thread(target=self._run, args=(self._own,), name="dbos-loop", daemon=True)
@@ -225,12 +234,20 @@ class Loops:
         try:
             loop.call_soon_threadsafe(create, loop)
         except RuntimeError:  # the application's loop was closed in this very moment
-            own = self.own()
+            try:
+                own = self.own()
+            except DBOSDatabaseUnavailableError:
+                coroutine.close()
+                raise
             own.call_soon_threadsafe(create, own)
 
-    def close(self) -> None:
-        """Cancel what we began on the application's loop, and what runs on our own, and stop that."""
+    def close(self, *, for_good: bool = False) -> None:
+        """Cancel what we began on the application's loop, and what runs on our own, and stop that.
+
+        Unless ``for_good``, our own is started anew when it is needed again.
+        """
         with self._lock:
+            self._is_closed = for_good
             own, self._own = self._own, None
         current = asyncio.current_task() if _running_loop() is not None else None
         for task in list(self._tasks):

@@ -33,6 +33,7 @@ class Leases(Service):
         super().__init__()
         self._engine = engine
         self._lease_s = engine.settings.lease_s
+        self._beats = 0
         self._unaccounted: dict[str, str] = {}
         self._alive_since = float("inf")
 
@@ -83,7 +84,9 @@ class Leases(Service):
             if self.alive_since is None:  # there was a gap: an outage, or we were paused
                 self._alive_since = engine.clock.monotonic()
             self._extend(began)
-            engine.db.synchronize_clock()
+            self._beats += 1
+            if self._beats % RENEWALS_PER_LEASE == 0:  # clocks drift slowly
+                engine.db.synchronize_clock()
             return
         # The new identity first: whatever starts from now on waits for its row, and is not among the lost.
         engine.instance_id = new_instance_id()

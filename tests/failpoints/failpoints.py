@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import pairwise
 from typing import Any, NoReturn, Protocol
 
 import psycopg
@@ -200,6 +201,8 @@ class _FailpointWriter:
     def __init__(self, dialect: _FailpointDialect, lock_timeout_ms: int | None) -> None:
         self._dialect = dialect
         self._failpoints = dialect.failpoints
+        self._writer: FencedWriter
+        self._raw: Any
         self._writer, self._raw = dialect.opened(lambda: dialect.inner.open_writer(lock_timeout_ms=lock_timeout_ms))
 
     @property
@@ -228,7 +231,8 @@ class _FailpointWriter:
             if isinstance(operation, RecordStep):
                 return f"record({workflow}:{operation.function_id})"
             return f"{'start' if isinstance(operation, StartWorkflow) else 'outcome'}({workflow})"
-        verb, values = operation.verb, list(operation.arguments)
+        verb: Any = operation.verb
+        values = list(operation.arguments)
         if isinstance(verb, partial):
             verb, values = verb.func, [*values, *verb.args, *verb.keywords.values()]
         return _called(verb.__name__, self._failpoints.short(values))
@@ -373,6 +377,9 @@ class _Statements:
             def cursor(self, factory: Any = None) -> Any:
                 return super().cursor(SQLiteCursor)
 
+            def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
+                return SQLiteCursor(self).execute(sql, parameters)
+
         class PostgresCursor(psycopg.RawCursor[Any]):
             def execute(self, query: Any, *arguments: Any, **options: Any) -> PostgresCursor:
                 def execute() -> Any:
@@ -386,13 +393,13 @@ class _Statements:
 
 
 def _first_words(sql: str) -> str:
-    """What a statement does, to what: its first verb and its first table."""
+    """What a statement does, to which table."""
     words = [word for line in sql.split("\n") if not line.startswith("--") for word in line.split()]
     verbs = [word for word in words if word in ("BEGIN", "COMMIT", "INSERT", "UPDATE", "DELETE")]
-    targets = [after for word, after in zip(words, words[1:], strict=False) if word in ("FROM", "INTO", "UPDATE")]
-    verb = verbs[0] if verbs else words[0]
-    known = [target for target in targets if "." in target] or targets
-    return " ".join([verb, *known[:1]])
+    written = [after for word, after in pairwise(words) if word in ("INTO", "UPDATE")]
+    read = [after for word, after in pairwise(words) if word == "FROM"]
+    tables = [table.rpartition(".")[2] for table in written or read]
+    return " ".join([(verbs or words)[0], *tables[:1]])
 
 
 # -- the application database ------------------------------------------------------------------------------------------
@@ -434,7 +441,8 @@ def _watch_application(database: ApplicationDatabase, failpoints: Failpoints) ->
         with call(connection.driver_connection, "COMMIT"):
             commit(connection)
 
-    engine.dialect.do_commit = watched_commit  # type: ignore[method-assign]  # there is no event after a commit
+    dialect: Any = engine.dialect
+    dialect.do_commit = watched_commit  # there is no event after a commit
 
 
 def install(patch: pytest.MonkeyPatch, failpoints: Failpoints, *, sees_statements: bool = False) -> None:

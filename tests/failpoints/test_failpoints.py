@@ -14,7 +14,7 @@ from tests.failpoints.playing import EXHAUSTIVE, calls
 from tests.failpoints.scenarios import SCENARIOS
 
 AS_THEY_RUN = ("sync", "transaction", "child", "gather", "cancel", "timeout")
-RECOVERED = ("sync", "async", "class", "instance", "transaction-apart", "child")
+RECOVERED = ("async", "class", "instance", "transaction-apart")
 EVERY_RUN = [(name, False) for name in SCENARIOS] + [(name, True) for name, each in SCENARIOS.items() if each.may_crash]
 RUNS = EVERY_RUN if EXHAUSTIVE else [(name, False) for name in AS_THEY_RUN] + [(name, True) for name in RECOVERED]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -336,23 +337,53 @@ def test_one_workflow_can_be_executed_by_its_id(dbos: type[DBOS]) -> None:
         dbos._execute_workflow_id("missing")
 
 
-async def test_a_finished_async_workflow_is_not_run_again_nor_its_decorators(dbos: type[DBOS]) -> None:
+@pytest.mark.parametrize("is_async", [False, True], ids=["thread", "coroutine"])
+@pytest.mark.parametrize("fails", [False, True], ids=["success", "error"])
+async def test_a_finished_workflow_is_not_run_again_nor_what_decorates_it(
+    dbos: type[DBOS], is_async: bool, fails: bool
+) -> None:
     calls: list[str] = []
 
-    @dbos.workflow()
-    async def workflow(argument: str) -> str:
+    def announced(func: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(func)
+        async def call_async(argument: str) -> Any:
+            calls.append(f"around {argument}")
+            return await func(argument)
+
+        @functools.wraps(func)
+        def call(argument: str) -> Any:
+            calls.append(f"around {argument}")
+            return func(argument)
+
+        return call_async if is_async else call
+
+    def body(argument: str) -> str:
         calls.append(argument)
+        if fails:
+            raise LookupError(argument)
         return argument
+
+    async def body_async(argument: str) -> str:
+        return body(argument)
+
+    workflow = dbos.workflow(name="work")(announced(body_async if is_async else body))
+
+    async def call(argument: str, how: str) -> Any:
+        with SetWorkflowID("wf"):
+            if how == "call":
+                return await workflow(argument) if is_async else await asyncio.to_thread(workflow, argument)
+            handle = await dbos.start_workflow_async(workflow, argument)
+            return await handle.get_result()
 
     dbos.launch()
 
-    results = []
-    for argument in ("first", "second"):
-        with SetWorkflowID("wf"):
-            results.append(await workflow(argument))
+    results = [
+        await asyncio.gather(call(argument, how), return_exceptions=True)
+        for argument, how in (("first", "call"), ("second", "call"), ("third", "start"))
+    ]
 
-    assert results == ["first", "first"]
-    assert calls == ["first"]
+    assert [repr(result) for [result] in results] == ["LookupError('first')" if fails else "'first'"] * 3
+    assert calls == ["around first", "first"]
 
 
 def test_an_id_that_belongs_to_another_function_is_refused_and_its_workflow_untouched(dbos: type[DBOS]) -> None:
@@ -372,6 +403,8 @@ def test_an_id_that_belongs_to_another_function_is_refused_and_its_workflow_unto
         run(another)
     with pytest.raises(DBOSConflictingWorkflowError, match="different function name"), SetWorkflowID("wf"):
         dbos.start_workflow(another)
+    with pytest.raises(DBOSConflictingWorkflowError, match="different function name"), SetWorkflowID("wf"):
+        asyncio.run(dbos.start_workflow_async(another))
 
     assert row("wf") == before
     assert execute_again("wf").get_result() == "one"

@@ -97,6 +97,7 @@ class Stage:
     def __init__(self, config: DBOSConfig) -> None:
         self.config = config
         self.activity = Activity()
+        self.commits = 0
         self.effects: list[Effect] = []
         self.numbers = count(1)
         self._places: list[Place] = []
@@ -139,8 +140,8 @@ class ObservedDatabase(SystemDatabase):
         holds = self._executor.holds_of(operations)
         if "before" in holds:
             holds["before"]().signal.wait(None)
+        self._executor.stage.commits += 1
         results = super().commit(*operations)
-        self._executor.stage.activity.moves += 1
         if "twice" in holds:
             results = super().commit(*operations)
         if "after" in holds:
@@ -151,6 +152,7 @@ class ObservedDatabase(SystemDatabase):
         holds = self._executor.holds_of(operations)
         if holds:
             return asyncio.ensure_future(self._submit_held(operations, holds))
+        self._executor.stage.commits += 1
         future = super().submit(*operations)
         self._executor.loop.watch(future)
         return future
@@ -161,6 +163,7 @@ class ObservedDatabase(SystemDatabase):
         if "before" in holds:
             await _let_go_of(holds["before"]())
         for _ in range(1 + ("twice" in holds)):
+            self._executor.stage.commits += 1
             future = super().submit(*operations)
             self._executor.loop.watch(future)
             results = await future

@@ -35,7 +35,6 @@ class Activity:
     """Counts what acts."""
 
     def __init__(self) -> None:
-        self.moves = 0  # grows with everything that happens
         self._acting = 0
         self._condition = threading.Condition()
 
@@ -43,7 +42,6 @@ class Activity:
         """Something begins to act, or is about to."""
         with self._condition:
             self._acting += 1
-            self.moves += 1
 
     def end(self) -> None:
         """Something has ended, or waits."""

@@ -88,13 +88,20 @@ class Simulation(RuleBasedStateMachine):
     def settle(self) -> None:
         for _ in range(MAX_ROUNDS):
             self.stage.activity.wait_until_still()
-            moves = self.stage.activity.moves
+            before = self.progress()
             for executor in self.there("live"):
                 executor.look_about()
             self.stage.activity.wait_until_still()
-            if self.stage.activity.moves == moves:
+            if self.progress() == before:
                 return
         raise AssertionError("I8: it never comes to rest")
+
+    def progress(self) -> tuple[object, ...]:
+        """What changes as long as anything happens but that somebody looks again whether it has."""
+        stage, there = self.stage, self.there("live", "stale", "frozen")
+        runs = [len(executor.engine.runs.all()) for executor in there]
+        calls = [sum(not call.is_over for call in executor.calls) for executor in there]
+        return stage.commits, len(stage.effects), len(stage.places()), runs, calls
 
     def ask(self, executor: Executor, func: Callable[[], Any], workflow_id: str = "", **options: Any) -> Call:
         call = executor.call(func, workflow_id, **options)

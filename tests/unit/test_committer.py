@@ -926,10 +926,11 @@ def test_an_interrupt_anywhere_in_an_exclusive_turn_leaves_nobody_waiting(
     assert places > 10
 
 
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError])
 def test_an_interrupt_is_held_until_the_leaders_batch_is_settled(
-    committer: Committer, writer: MemoryWriter, threads: Callable[..., Future[Any]]
+    committer: Committer, writer: MemoryWriter, interrupt: type[BaseException]
 ) -> None:
-    interrupts: list[BaseException] = [KeyboardInterrupt()]
+    interrupts: list[BaseException] = [interrupt()]
 
     def before(names: list[str]) -> None:
         if interrupts:
@@ -937,7 +938,7 @@ def test_an_interrupt_is_held_until_the_leaders_batch_is_settled(
 
     writer.before = before
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(interrupt):
         committer.commit(operation("a"))
 
     assert writer.written["a"] == 1

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
+
+from dbos._sysdb.wakeups import Signal
 
 from .writer import FOREIGN_COMMIT_POLL_S, SQLiteWriter
 
 __all__ = ["SQLiteListener"]
+
+IDLE_AFTER_S = 1.0  # without a commit of anybody, for so long, there is less hurry
+IDLE_POLL_S = 0.04  # every look wakes a thread, and half of what an idle process costs is this
 
 logger = logging.getLogger("dbos.sqlite")
 
@@ -20,7 +26,7 @@ class SQLiteListener:
         self._writer = writer
         self._on_wakeup = on_wakeup
         self._poll = poll
-        self._stopping = threading.Event()
+        self._stopping = Signal()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -30,12 +36,13 @@ class SQLiteListener:
     def _run(self) -> None:
         heard = 0
         seen: object = None
-        while not self._stopping.wait(FOREIGN_COMMIT_POLL_S):
+        idle_from = 0.0
+        while not self._stopping.wait(IDLE_POLL_S if time.monotonic() > idle_from else FOREIGN_COMMIT_POLL_S):
             # Whoever commits writes to the log, so most looks need not touch the connection.
             log = self._writer.log_stamp()
             if log == seen:
                 continue
-            seen = log
+            seen, idle_from = log, time.monotonic() + IDLE_AFTER_S
             self._poll()
             if self._writer.foreign_commits != heard:
                 heard = self._writer.foreign_commits
