@@ -102,7 +102,7 @@ class Committer:
         self._leader: Unit | _OurThread | None = None
         self._interrupted: deque[ThreadUnit] = deque()
         self._is_suspect = False
-        self._expected = 0
+        self._expected = 0  # the size of the last batch: so many may come back soon
         self._is_closing = False  # not an Event: an interrupt within its wait() can leave its lock held
         self._thread: threading.Thread | None = None
 
@@ -242,11 +242,7 @@ class Committer:
 
     def _lead(self, leader: Unit | _OurThread) -> None:
         """Commit one batch, pass leadership on, wake whoever was carried."""
-        if self._expected > 1:
-            arrived = -1
-            while arrived != len(self._queue) and len(self._queue) < self._expected:
-                arrived = len(self._queue)
-                time.sleep(0)
+        self._let_others_come()
         with self._mutex:
             batch = self._batch
             if isinstance(leader, ThreadUnit):
@@ -261,6 +257,13 @@ class Committer:
         self._expected = len(batch)
         if batch != [leader]:  # whoever commits alone is awake
             wake(batch)
+
+    def _let_others_come(self) -> None:
+        """Give those whom the last batch woke the time to queue up again, as long as they do (docs/decisions/0007)."""
+        arrived = -1
+        while arrived < len(self._queue) < self._expected:
+            arrived = len(self._queue)
+            time.sleep(0)
 
     def _fill(self, batch: list[Unit]) -> None:
         size = 0

@@ -34,6 +34,11 @@ def pass_time() -> None:
             service.wake()
 
 
+def recover_others() -> None:
+    """Take over what the dead have left."""
+    DBOS._recover_pending_workflows([])
+
+
 class Scene:
     """One run with one fault: what else goes on in its process, and what another process does."""
 
@@ -152,6 +157,14 @@ class Resumed(_RivalFault):
         self.scene.rival.resume(self.scene.subject, engine().db.now_ms())
 
 
+class Claimed(_RivalFault):
+    """Another process resumes the workflow, begins a run of it, and dies."""
+
+    def act(self, call: Call) -> None:
+        self.scene.rival.claim(self.scene.subject, new_token(), engine().db.now_ms())
+        self.scene.meanwhile(recover_others, 0)
+
+
 class TakenOver(_RivalFault):
     """Another process declares this one dead and enqueues what it was running."""
 
@@ -176,7 +189,7 @@ class StartedFirst(_RivalFault):
         for operation in call.operations:
             if isinstance(operation, StartWorkflow) and operation.workflow_uuid.startswith(self.scene.subject):
                 self.scene.rival.start(operation, new_token())
-        self.scene.meanwhile(lambda: DBOS._recover_pending_workflows([]), 0)
+        self.scene.meanwhile(recover_others, 0)
 
 
 FAULTS: dict[str, type[_SceneFault]] = {
@@ -189,6 +202,7 @@ FAULTS: dict[str, type[_SceneFault]] = {
 RIVALS: dict[str, type[_SceneFault]] = {
     "cancelled": Cancelled,
     "resumed": Resumed,
+    "claimed": Claimed,
     "taken over": TakenOver,
     "recorded first": RecordedFirst,
     "started first": StartedFirst,

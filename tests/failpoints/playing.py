@@ -84,6 +84,9 @@ class Theatre:
         scene.end(PATIENCE_S)
         trace, has_fired = self.failpoints.trace(), self.failpoints.has_fired
         self._conclude(scenario, subject, fault, snapshots)
+        if not crashes and label != "claim" and not isinstance(fault, _RivalFault):
+            rows = snapshots[-1].workflows.values()
+            assert all(row.attempts == 1 for row in rows), f"it had to be begun anew: {rows}"
         if label is not None and must_come(label) and scenario.result is not None:
             assert has_fired, f"the call was not made; there were {trace}"
         if has_fired:

@@ -13,6 +13,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,6 +54,7 @@ class Workflow(NamedTuple):
     error: str | None
     completed_at: int | None
     owner_instance: str | None
+    attempts: int
 
 
 class Record(NamedTuple):
@@ -181,7 +183,8 @@ class Stage:
         range_ = (subject, f"{subject}-", f"{subject}.")  # "." follows "-"
         where = "(workflow_uuid = ? OR (workflow_uuid > ? AND workflow_uuid < ?))"
         workflows = self._system.ask(
-            "SELECT workflow_uuid, status, output, error, completed_at, owner_instance FROM dbos.workflow_status "
+            "SELECT workflow_uuid, status, output, error, completed_at, owner_instance, recovery_attempts "
+            "FROM dbos.workflow_status "
             f"WHERE {where.replace('workflow_uuid', self._bytewise)}",
             *range_,
         )
@@ -265,6 +268,25 @@ class Rival:
         self._commit(
             call(self._store.cancel, [workflow_id], now_ms),
             call(self._store.resume, [workflow_id], INTERNAL_QUEUE, now_ms),
+        )
+
+    def claim(self, workflow_id: str, token: str, now_ms: int) -> None:
+        """Cancel a workflow, resume it, claim it, and die."""
+        assert self._version is not None
+        claim = partial(
+            self._store.claim_by_id,
+            workflow_id=workflow_id,
+            instance="dead",
+            executor_id="rival",
+            application_version=self._version,
+            run_token=token,
+            seen_token="",
+            now_ms=now_ms,
+        )
+        self._commit(
+            call(self._store.cancel, [workflow_id], now_ms),
+            call(self._store.resume, [workflow_id], INTERNAL_QUEUE, now_ms),
+            call(claim),
         )
 
     def take_over(self, instance_id: str, now_ms: int) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.failpoints.conftest import OpenTheatre
 from tests.failpoints.faults import FAULTS, RIVALS
-from tests.failpoints.playing import EXHAUSTIVE, calls
+from tests.failpoints.playing import EXHAUSTIVE, calls, changes
 from tests.failpoints.scenarios import SCENARIOS
 
 AS_THEY_RUN = ("sync", "transaction", "child", "gather", "cancel", "timeout")
@@ -61,6 +61,8 @@ def is_apt(rival: str, label: str, name: str) -> bool:
         return label.startswith("record(")
     if rival == "started first":
         return label.startswith("start(")
+    if rival == "claimed":
+        return changes(label) and name != "timeout"
     return rival != "resumed" or name != "timeout"  # resumed, it would have no deadline
 
 

@@ -10,6 +10,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import pytest
@@ -32,40 +33,51 @@ from dbos._sys_db import SystemDatabase
 from tests.integration.histories import PATIENCE_S, change, engine, eventually, row, steps
 
 
-class Old:
-    """The first execution of a step, which stays in it while the test changes the world."""
+class Place:
+    """Where an execution is held until the test lets it go on."""
+
+    def __init__(self) -> None:
+        self._is_reached, self._is_open = threading.Event(), threading.Event()
+
+    def __call__(self) -> None:
+        self._is_reached.set()
+        assert self._is_open.wait(3 * PATIENCE_S)
+
+    def reached(self) -> None:
+        assert self._is_reached.wait(PATIENCE_S)
+
+    def open(self) -> None:
+        self._is_open.set()
+
+
+class Body:
+    """A step's body that tells the first execution from the second: each is held in it and returns its own text."""
 
     def __init__(self) -> None:
         self.calls = 0
-        self._has_begun, self._may_end = threading.Event(), threading.Event()
+        self.old, self.new = Place(), Place()
 
     def __call__(self) -> str:
-        """What the step returns: the first execution returns late, and something of its own."""
         self.calls += 1
-        if self.calls > 1:
-            return "new"
-        self._has_begun.set()
-        assert self._may_end.wait(3 * PATIENCE_S)
-        return "old"
-
-    def reached(self) -> None:
-        assert self._has_begun.wait(PATIENCE_S)
-
-    def end(self) -> None:
-        self._may_end.set()
+        if self.calls == 1:
+            self.old()
+            return "old"
+        if self.calls == 2:
+            self.new()
+        return "new"
 
 
-def define(dbos: type[DBOS], *, is_async: bool) -> tuple[Old, Callable[[], Any], Callable[[], Any]]:
-    """A workflow of one step, and a function that calls it directly under the id ``wf`` and waits for its result."""
-    old = Old()
+def define(dbos: type[DBOS], *, is_async: bool) -> tuple[Body, Callable[[], Any], Callable[[], Any]]:
+    """A workflow of two steps, and a function that calls it directly under the id ``wf`` and waits for its result."""
+    body = Body()
 
     @dbos.step(name="step")
     def step() -> str:
-        return old()
+        return body()
 
     @dbos.step(name="step_async")
     async def step_async() -> str:
-        return await asyncio.to_thread(old)
+        return await asyncio.to_thread(body)
 
     @dbos.workflow(name="work")
     def work() -> list[str]:
@@ -77,9 +89,9 @@ def define(dbos: type[DBOS], *, is_async: bool) -> tuple[Old, Callable[[], Any],
 
     def call() -> Any:
         with SetWorkflowID("wf"):
-            return asyncio.run(work_async()) if is_async else work()  # type: ignore[arg-type]  # the decorator keeps the type
+            return asyncio.run(work_async()) if is_async else work()
 
-    return old, work_async if is_async else work, call
+    return body, work_async if is_async else work, call
 
 
 class Caller:
@@ -106,8 +118,10 @@ class Caller:
 
 def lose_to_another() -> None:
     """Have somebody else take over the workflow, while nobody here has noticed."""
-    change("UPDATE dbos.workflow_status SET status = 'ENQUEUED', owner_instance = NULL, run_token = NULL, "
-           "queue_name = '_dbos_internal_queue', started_at_epoch_ms = NULL")
+    change(
+        "UPDATE dbos.workflow_status SET status = 'ENQUEUED', owner_instance = NULL, run_token = NULL, "
+        "queue_name = '_dbos_internal_queue', started_at_epoch_ms = NULL"
+    )
     engine().dispatch()
 
 
@@ -115,53 +129,58 @@ def lose_to_another() -> None:
 def test_an_execution_that_lost_stops_at_its_step_and_its_caller_gets_the_winners_result(
     dbos: type[DBOS], is_async: bool
 ) -> None:
-    old, _, call = define(dbos, is_async=is_async)
+    body, _, call = define(dbos, is_async=is_async)
     dbos.launch()
     caller = Caller(call)
-    old.reached()
+    body.old.reached()
 
+    old_run = engine().runs.get("wf")
+    assert old_run is not None
     lose_to_another()
-    eventually(lambda: row("wf").status == "SUCCESS")
-    before, recorded = row("wf"), steps("wf")
-    old.end()
+    body.new.reached()
+    body.old.open()
+    assert old_run.finished.wait(PATIENCE_S)
+    recorded = steps("wf")
+    body.new.open()
 
+    assert recorded == []
     assert caller.ended().error is None
     assert caller.result == ["new", "new"]
-    assert (row("wf"), steps("wf")) == (before, recorded)
-    assert old.calls == 3  # its second step did not begin
+    assert body.calls == 3  # its second step did not begin
 
 
 def test_who_waits_for_an_execution_that_lost_is_answered_by_the_one_that_won(dbos: type[DBOS]) -> None:
     """Its step may take for ever, and the process that is inside of it may not know yet that it lost."""
-    old, workflow, _ = define(dbos, is_async=False)
+    body, workflow, _ = define(dbos, is_async=False)
     dbos.launch()
     with SetWorkflowID("wf"):
         handle = dbos.start_workflow(workflow)
-    old.reached()
+    body.old.reached()
     waiting = [Caller(handle.get_result), Caller(lambda: dbos.get_result("wf"))]
+    body.new.open()
 
     lose_to_another()
 
     try:
         assert [caller.ended().result for caller in waiting] == [["new", "new"]] * 2
     finally:
-        old.end()
+        body.old.open()
 
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["thread", "coroutine"])
 def test_the_caller_of_an_execution_whose_workflow_was_deleted_is_told_so(dbos: type[DBOS], is_async: bool) -> None:
-    old, _, call = define(dbos, is_async=is_async)
+    body, _, call = define(dbos, is_async=is_async)
     dbos.launch()
     caller = Caller(call)
-    old.reached()
+    body.old.reached()
 
     change("DELETE FROM dbos.workflow_status")
-    old.end()
+    body.old.open()
 
     assert isinstance(caller.ended().error, DBOSNonExistentWorkflowError)
     assert steps("wf") == []
     assert dbos.list_workflows() == []
-    assert old.calls == 1
+    assert body.calls == 1
 
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["thread", "coroutine"])
@@ -169,11 +188,11 @@ def test_the_caller_of_an_execution_whose_workflow_was_deleted_is_told_so(dbos: 
 def test_a_run_that_outlives_its_workflow_changes_nothing_in_the_one_that_follows(
     dbos: type[DBOS], is_async: bool, again: str
 ) -> None:
-    old, workflow, _ = define(dbos, is_async=is_async)
+    body, workflow, _ = define(dbos, is_async=is_async)
     dbos.launch()
     with SetWorkflowID("wf"):
         first = dbos.start_workflow(workflow)
-    old.reached()
+    body.old.reached()
     old_run = engine().runs.get("wf")
     assert old_run is not None
 
@@ -184,15 +203,39 @@ def test_a_run_that_outlives_its_workflow_changes_nothing_in_the_one_that_follow
         change("DELETE FROM dbos.workflow_status")
         with SetWorkflowID("wf"):
             dbos.start_workflow(workflow)
-    assert dbos.retrieve_workflow("wf").get_result() == ["new", "new"]
-    before, recorded = row("wf"), steps("wf")
-    old.end()
+    body.new.reached()
+    before = row("wf")
+    body.old.open()
     assert old_run.finished.wait(PATIENCE_S)
+    after, recorded = row("wf"), steps("wf")
+    body.new.open()
 
-    assert (row("wf"), steps("wf")) == (before, recorded)
-    assert first.get_result() == ["new", "new"]
-    assert old.calls == 3
+    assert (after, recorded) == (before, [])
+    assert dbos.retrieve_workflow("wf").get_result() == first.get_result() == ["new", "new"]
+    assert body.calls == 3
     eventually(lambda: engine().runs.all() == [])
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["thread", "coroutine"])
+def test_a_step_that_was_running_when_its_workflow_was_cancelled_is_not_run_again(
+    dbos: type[DBOS], is_async: bool
+) -> None:
+    body, workflow, _ = define(dbos, is_async=is_async)
+    dbos.launch()
+    with SetWorkflowID("wf"):
+        dbos.start_workflow(workflow)
+    body.old.reached()
+
+    body.new.open()
+
+    dbos.cancel_workflow("wf")
+    body.old.open()
+    eventually(lambda: engine().runs.all() == [])
+
+    assert [each.output for each in steps("wf")] == ['"old"']
+    assert body.calls == 1
+    assert dbos.resume_workflow("wf").get_result() == ["old", "new"]
+    assert body.calls == 2
 
 
 # -- two owners of one run ---------------------------------------------------------------------------------------------
@@ -296,7 +339,7 @@ def test_of_two_executions_that_end_a_step_in_the_same_millisecond_one_wins_and_
         run = one.begin()
         double = other.double(run)
 
-        callers = [Caller(lambda: one.execute(run)), Caller(lambda: other.execute(double))]
+        callers = [Caller(partial(one.execute, run)), Caller(partial(other.execute, double))]
         outcomes = [caller.ended().result for caller in callers]
 
         [recorded] = one.engine.db.read(one.engine.db.operations.steps, run.workflow_id)

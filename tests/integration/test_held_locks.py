@@ -1,4 +1,4 @@
-"""A write that has to wait, for somebody's lock or for its own size, keeps nobody else waiting."""
+"""A write that has to wait, for somebody's lock or for its own size, or that is refused, costs nobody else anything."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from dbos import DBOS, DBOSConfig, SetWorkflowID
+from dbos._sysdb.connection import Connection
 from tests.integration.histories import PATIENCE_S, engine, eventually, row, steps
 
 MIB = 1024 * 1024
@@ -151,3 +152,20 @@ def test_ten_megabytes_are_recorded_as_they_are_while_others_go_on(dbos: type[DB
     assert handle.get_result() == len(large)
     [recorded] = steps("large")
     assert engine().serialization.load_value(recorded.output, recorded.serialization) == large
+
+
+def test_a_write_that_is_refused_costs_those_after_it_nothing(dbos: type[DBOS]) -> None:
+    """After a rollback the driver once threw away the statements that others had prepared on the connection."""
+    go_on = define_others(dbos)
+    dbos.launch()
+    go_on()
+
+    def refuse(connection: Connection) -> None:
+        connection.run("UPDATE dbos.workflow_status SET priority = priority")
+        raise LookupError
+
+    for _ in range(10):
+        with pytest.raises(LookupError):
+            engine().db.change(refuse)
+
+    go_on()

@@ -226,7 +226,8 @@ def test_an_operation_does_not_look_failed_to_a_workflow_that_outlives_destroy(
     dbos: type[DBOS], config: DBOSConfig, monkeypatch: pytest.MonkeyPatch, operation: str, moment: str
 ) -> None:
     """The workflow once caught "No DBOS was created yet", and ended as ERROR with it."""
-    begun, destroyed, ended, errors = threading.Event(), threading.Event(), threading.Event(), []
+    begun, destroyed, ended = threading.Event(), threading.Event(), threading.Event()
+    errors: list[Exception] = []
 
     @dbos.step()
     def step() -> str:

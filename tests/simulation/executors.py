@@ -180,7 +180,15 @@ class ObservedDatabase(SystemDatabase):
 async def _let_go_of(place: Place) -> None:
     loop = asyncio.get_running_loop()
     future = loop.create_future()
-    place.signal.call(lambda: loop.call_soon_threadsafe(lambda: future.done() or future.set_result(None)))
+
+    def finish() -> None:
+        if not future.done():
+            future.set_result(None)
+
+    def wake() -> None:
+        loop.call_soon_threadsafe(finish)
+
+    place.signal.call(wake)
     await future
 
 

@@ -21,11 +21,9 @@ from dbos._error import (
 )
 from dbos._serialization import Serialization
 from dbos._sysdb.dialects.base import Dialect
-from dbos._sysdb.filters import WorkflowFilter
-from dbos._sysdb.rows import StatusRow, StepRow
+from dbos._sysdb.rows import StatusRow, StepRow, columns
 from dbos._sysdb.stores.executors import ExecutorsStore
 from dbos._sysdb.stores.operation_outputs import OperationOutputsStore
-from dbos._sysdb.stores.workflow_status import WorkflowStatusStore
 from tests.simulation.executors import FRAGILE_ATTEMPTS, Call, Effect, Executor, Kind, Place, Stage
 from tests.simulation.programs import OUTCOME_ID, Outcome, Program, Record, foresee, with_children
 
@@ -35,6 +33,7 @@ DONE = ("SUCCESS", "ERROR")
 UNFINISHED = ("PENDING", "ENQUEUED")
 GIVEN_UP = ("CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")
 
+ALL_WORKFLOWS = f"SELECT {columns(StatusRow)} FROM dbos.workflow_status"
 NEVER_CHANGES = ("name", "inputs", "created_at", "owner_xid", "parent_workflow_id", "workflow_timeout_ms")
 
 
@@ -58,15 +57,12 @@ class Observer:
 
     def __init__(self, dialect: Dialect, serialization: Serialization) -> None:
         self._reader = dialect.open_reader()
-        self._workflows = WorkflowStatusStore(
-            skip_locked=dialect.skip_locked, sqlalchemy_dialect=dialect.sqlalchemy_dialect
-        )
         self._serialization = serialization
         self._decoded: dict[tuple[str, int], tuple[StepRow, Record]] = {}
 
     def look(self) -> Snapshot:
         """What is committed now."""
-        rows = {row.workflow_uuid: row for row in self._workflows.list(self._reader, WorkflowFilter())}
+        rows = {row.workflow_uuid: row for row in map(StatusRow._make, self._reader.all(ALL_WORKFLOWS))}
         stored = OperationOutputsStore.history(self._reader, list(rows)) if rows else {}
         records = {id: {number: self._decode(row) for number, row in history.items()} for id, history in stored.items()}
         instances = {row.instance_id for row in ExecutorsStore.list(self._reader)}
@@ -241,9 +237,7 @@ class Judge:
             owners = [executor for executor in executors if executor.instance_id == old.owner_instance]
             assert not any(owner.state == "live" for owner in owners), f"I2: {workflow_id} was taken from a live owner"
 
-    def _judge_progress(
-        self, row: StatusRow, after: Snapshot, executors: Sequence[Executor], now_ms: int
-    ) -> None:
+    def _judge_progress(self, row: StatusRow, after: Snapshot, executors: Sequence[Executor], now_ms: int) -> None:
         """Nothing runnable is stranded: it is held, it sleeps, it waits for a child, or there is nobody to run it."""
         workflow_id = row.workflow_uuid
         live = [executor for executor in executors if executor.state == "live"]

@@ -1,12 +1,12 @@
 """What the simulated workflows do, as data; and what they must have done, told from their records alone.
 
-A :class:`Program` is the argument of a workflow, so it is what recovery finds in the database. An executor interprets it
-with the library (``executors.py``); :func:`foresee` interprets it without.
+A :class:`Program` is the argument of a workflow, so it is what recovery finds in the database. An executor interprets
+it with the library (``executors.py``); :func:`foresee` interprets it without.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -121,9 +121,11 @@ def foresee(
     return expected, function_id
 
 
-def _interpret(
-    program: Program, workflow_id: str, child_name: str
-) -> Iterator[Any]:  # a generator that yields names and children, is sent records, and yields an outcome last
+Expected = tuple[str, str | None] | Outcome
+
+
+def _interpret(program: Program, workflow_id: str, child_name: str) -> Generator[Expected, Record, None]:
+    """Yields the name and the child that each record must bear, is sent the record, and yields the outcome last."""
     values: list[Any] = []
     started: list[str] = []
     number = 0

@@ -12,11 +12,10 @@ import asyncio
 import faulthandler
 import math
 import selectors
-import sys
 import threading
 from collections.abc import Callable
 from contextvars import Context
-from typing import Any, TypeVarTuple, Unpack
+from typing import Any, TypeVarTuple
 
 from dbos._clock import VirtualClock
 from dbos._sysdb.wakeups import Signal
@@ -55,7 +54,7 @@ class Activity:
         with self._condition:
             is_still = self._condition.wait_for(lambda: self._acting == 0, PATIENCE_S)
         if not is_still:
-            faulthandler.dump_traceback(sys.__stderr__)
+            faulthandler.dump_traceback()
             raise AssertionError(f"{self._acting} threads or tasks neither ended nor waited")
 
 
@@ -151,8 +150,8 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
 
     def call_soon_threadsafe(
         self,
-        callback: Callable[[Unpack[Ts]], object],
-        *args: Unpack[Ts],
+        callback: Callable[[*Ts], object],
+        *args: *Ts,
         context: Context | None = None,
     ) -> asyncio.Handle:
         def call() -> None:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, Phase, note, settings
@@ -34,8 +34,8 @@ from dbos._sysdb.dialects import open_dialect
 from dbos._sysdb.wakeups import Signal
 from tests.postgres_server import PostgresServer
 from tests.simulation.executors import LEASE_S, Call, Executor, Kind, Place, Stage
-from tests.simulation.model import DONE, GIVEN_UP, UNFINISHED, Happening, Judge, Observer
-from tests.simulation.programs import OUTCOME_ID, Program, programs
+from tests.simulation.model import GIVEN_UP, UNFINISHED, Happening, Judge, Observer
+from tests.simulation.programs import Program, programs
 from tests.simulation.stillness import simulated_wait
 
 EXAMPLES = int(os.environ.get("DBOS_TEST_SIMULATION_EXAMPLES", "0"))
@@ -44,6 +44,8 @@ STEPS = 30
 MAX_EXECUTORS = 3
 PIECE_S = LEASE_S / 3  # how often a lease is renewed
 MAX_ROUNDS = 100  # of services, until nothing moves any more
+
+T = TypeVar("T")
 
 IDS = st.sampled_from(["a", "b", "c"])
 NUMBERS = st.integers(0, 11)
@@ -110,11 +112,11 @@ class Simulation(RuleBasedStateMachine):
 
     # -- users -------------------------------------------------------------------------------------------------------
 
-    @initialize(kind=KINDS, program=programs(), timeout_s=TIMEOUTS, in_place=st.booleans())
-    def begin(self, kind: Kind, program: Program, timeout_s: float | None, in_place: bool) -> None:
+    @initialize(kind=KINDS, program=programs())
+    def begin(self, kind: Kind, program: Program) -> None:
         self.launch()
         self.launch()
-        self.start(0, "a", kind, program, timeout_s, in_place)
+        self.start(0, "a", kind, program, None, False)
 
     @precondition(lambda self: self.acting())
     @rule(
@@ -225,18 +227,13 @@ class Simulation(RuleBasedStateMachine):
     # -- time --------------------------------------------------------------------------------------------------------
 
     @precondition(lambda self: self.judge.seen.rows)
-    @rule(seconds=st.sampled_from([2, 6, 35, 65]))
-    def advance(self, seconds: float) -> None:
-        """Time goes by, and leases are renewed."""
+    @rule(seconds=st.sampled_from([2, 6, 35, 65]), is_jump=st.booleans())
+    def advance(self, seconds: float, is_jump: bool) -> None:
+        """Time goes by, and leases are renewed; or all stood still meanwhile: the host slept, the database was away."""
         while seconds > 0:
-            self.pass_time(min(seconds, PIECE_S))
-            seconds -= PIECE_S
-
-    @precondition(lambda self: self.judge.seen.rows)
-    @rule(seconds=st.sampled_from([25, 100]))
-    def jump(self, seconds: float) -> None:
-        """The host was suspended, or the database was away: nobody has renewed a lease meanwhile."""
-        self.pass_time(seconds)
+            piece_s = seconds if is_jump else min(seconds, PIECE_S)
+            self.pass_time(piece_s)
+            seconds -= piece_s
 
     def pass_time(self, seconds: float) -> None:
         with self.move():
@@ -262,36 +259,24 @@ class Simulation(RuleBasedStateMachine):
             self.executors.append(Executor(self.stage, len(self.executors) + 1, self.time.now_s()))
 
     @precondition(lambda self: self.judge.seen.rows and self.there("live", "stale", "frozen"))
-    @rule(which=NUMBERS, is_seen=st.booleans())
-    def crash(self, which: int, is_seen: bool) -> None:
+    @rule(which=NUMBERS, fate=st.sampled_from(["freezes", "freezes", "is killed", "is cut off", "leaves"]))
+    def befall(self, which: int, fate: str) -> None:
+        """An executor ends in one way or another; or it freezes, thaws if it is frozen, or notices that it was."""
         executor = _pick(self.there("live", "stale", "frozen"), which)
-        note(f"{executor} crashes")
+        # Shutting down would wait for what is held.
+        may_leave = executor.state == "live" and all(place.executor is not executor for place in self.stage.places())
+        note(f"{executor}, which is {executor.state}, {fate}")
         with self.move():
-            executor.crash(is_seen=is_seen)
-
-    @precondition(lambda self: self.judge.seen.rows and self.there("live", "stale", "frozen"))
-    @rule(which=NUMBERS)
-    def trouble(self, which: int) -> None:
-        """A live executor is frozen, a frozen one thawed; a thawed one notices how late it is."""
-        executor = _pick(self.there("live", "stale", "frozen"), which)
-        note(f"{executor} is {executor.state}")
-        with self.move():
-            if executor.state == "live":
+            if fate == "leaves" and may_leave:
+                executor.leave()
+            elif fate != "freezes":
+                executor.crash(is_seen=fate == "is killed")
+            elif executor.state == "live":
                 executor.freeze()
             elif executor.state == "frozen":
                 executor.thaw()
             else:
                 self.catch_up_with(executor)
-
-    @precondition(lambda self: self.judge.seen.rows and self.leavable())
-    @rule(which=NUMBERS)
-    def leave(self, which: int) -> None:
-        with self.move():
-            _pick(self.leavable(), which).leave()
-
-    def leavable(self) -> list[Executor]:
-        held = {place.executor for place in self.stage.places()}  # shutting down would wait for those
-        return [executor for executor in self.there("live") if executor not in held]
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
@@ -327,7 +312,7 @@ class Simulation(RuleBasedStateMachine):
             assert executor.engine.db.wakeups.keys() == []
 
 
-def _pick(options: list[Any], number: int) -> Any:
+def _pick(options: Sequence[T], number: int) -> T:
     return options[number % len(options)]
 
 
@@ -365,7 +350,12 @@ def play(config: DBOSConfig, make_database: Callable[[], str], drop_database: Ca
     )
 
 
-CONFIG: DBOSConfig = {"name": "simulation", "application_version": "simulated", "log_level": "CRITICAL", "sqlite_synchronous": "NORMAL"}
+CONFIG: DBOSConfig = {
+    "name": "simulation",
+    "application_version": "simulated",
+    "log_level": "CRITICAL",
+    "sqlite_synchronous": "NORMAL",
+}
 
 
 @pytest.mark.timeout(0 if EXAMPLES else 600)

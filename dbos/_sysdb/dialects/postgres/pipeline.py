@@ -1,7 +1,7 @@
 """Statements over libpq itself, as many as are needed in one round trip.
 
 psycopg's own cursors cost several times what a statement of ours takes in the server, and its pipeline mode more again
-(docs/concepts/round-trips.md has the figures). The writer knows its few statements and their types, so it needs none of
+(docs/decisions/0006 has the figures). The writer knows its few statements and their types, so it needs none of
 what a cursor does: it hands texts to libpq, waits for the socket, and takes texts back.
 """
 
