@@ -20,7 +20,7 @@ ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench docs clean
+.PHONY: help setup demo test check format chaos costs bench docs clean
 
 help: ## Show this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +56,12 @@ check-imports:
 format: setup ## Format the code and sort its imports
 	@$(RUN) ruff check --quiet --select I --fix .
 	@$(RUN) ruff format .
+
+chaos: setup ## Run the long tests under faults (about seven minutes)
+	@$(RUN) pytest -q -n 0 -s -m chaos tests/chaos $(ARGS)
+
+costs: setup ## Count round trips, commits, thread hops and memory for each operation
+	@$(RUN) bench.costs
 
 bench: setup ## Run the benchmarks
 	@$(RUN) bench $(ARGS)

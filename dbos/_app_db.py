@@ -15,11 +15,10 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from dbos._database_urls import is_sqlite, libpq_conninfo, sqlite_path
+from dbos._database_urls import is_sqlite
 from dbos._dbos_config import Settings
 from dbos._schemas.rendering import quote_identifier
 from dbos._sys_db import SystemDatabase
-from dbos._sysdb.dialects import prepare_application_database
 from dbos._sysdb.dialects.sqlite import begin_immediate, configure
 from dbos._sysdb.operations import RecordStep
 from dbos._sysdb.rows import StepRow
@@ -96,15 +95,13 @@ class ApplicationDatabase:
         self._db = db
         self._executor_id = settings.executor_id
         self._is_sqlite = is_sqlite(url)
-        self.is_system_database = _same_database(url, settings.system_database_url)
+        self.is_system_database = settings.has_one_database
         self._turn = threading.Lock()
         self.engine = sa.create_engine(_driver_url(url), **settings.application_engine_kwargs)
         # For text(): it doubles percent signs by itself, and takes what follows a plain colon for a parameter.
         self._prefix = "" if self._is_sqlite else quote_identifier(settings.system_schema).replace(":", r"\:") + "."
         if self._is_sqlite:
             self._prepare_sqlite(settings)
-        if not self.is_system_database:
-            prepare_application_database(settings, url)
 
     def _prepare_sqlite(self, settings: Settings) -> None:
         @sa.event.listens_for(self.engine, "connect")
@@ -200,12 +197,3 @@ def _no_turn() -> Iterator[None]:
 def _driver_url(url: str) -> sa.URL:
     parsed = sa.make_url(url)
     return parsed if parsed.get_backend_name() == "sqlite" else parsed.set(drivername="postgresql+psycopg")
-
-
-def _same_database(one: str, other: str) -> bool:
-    if is_sqlite(one) != is_sqlite(other):
-        return False
-    if is_sqlite(one):
-        return sqlite_path(one).resolve() == sqlite_path(other).resolve()
-    first, second = libpq_conninfo(one), libpq_conninfo(other)
-    return all(first.get(key) == second.get(key) for key in ("host", "port", "dbname"))

@@ -23,6 +23,7 @@ __all__ = [
     "checked_url",
     "connect_timeout_s_for",
     "engine_kwargs_for",
+    "is_same_database",
     "is_sqlite",
     "libpq_conninfo",
     "mask_url",
@@ -134,6 +135,16 @@ def sqlite_path(url: str) -> Path:
     if database.startswith("file:"):
         raise DBOSInitializationError("SQLite file: URIs are not supported. Name a plain path: sqlite:///app.sqlite")
     return Path(database).absolute()
+
+
+def is_same_database(one: str, other: str) -> bool:
+    """Whether two URLs lead to the same database, whoever logs in."""
+    if is_sqlite(one) != is_sqlite(other):
+        return False
+    if is_sqlite(one):
+        return sqlite_path(one).resolve() == sqlite_path(other).resolve()
+    first, second = libpq_conninfo(one), libpq_conninfo(other)
+    return all(first.get(key) == second.get(key) for key in ("host", "port", "dbname"))
 
 
 def libpq_conninfo(

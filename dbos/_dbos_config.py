@@ -22,6 +22,7 @@ from dbos._database_urls import (
     checked_url,
     connect_timeout_s_for,
     engine_kwargs_for,
+    is_same_database,
     is_sqlite,
     libpq_conninfo,
     resolve_database_urls,
@@ -221,6 +222,12 @@ class Settings:
         return libpq_conninfo(
             self.system_database_url, connect_timeout_s=self.connect_timeout_s, connect_args=connect_args
         )
+
+    @property
+    def has_one_database(self) -> bool:
+        """Whether the application's transactions work in the system database."""
+        url = self.application_database_url
+        return url is None or is_same_database(url, self.system_database_url)
 
     @property
     def application_engine_kwargs(self) -> dict[str, Any]:

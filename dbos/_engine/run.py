@@ -176,9 +176,12 @@ class Runs:
         return run_token in self._expected or workflow_id in self._runs
 
     def add(self, run: Run) -> None:
-        """Enter a run before anything of it is executed."""
+        """Enter a run before anything of it is executed; an older one of the same workflow is told to stop."""
         with self._lock:
+            older = self._runs.get(run.workflow_id)
             self._runs[run.workflow_id] = run
+        if older is not None and older is not run:
+            older.lose()
 
     def remove(self, run: Run) -> None:
         """A run has ended, one way or another; whoever waits for it is woken."""

@@ -13,7 +13,7 @@ from dbos._clock import Clock
 from dbos._database_urls import mask_url
 from dbos._dbos_config import Settings
 from dbos._engine.engine import Engine
-from dbos._error import DBOSDatabaseUnavailableError
+from dbos._error import DBOSDatabaseUnavailableError, DBOSException, DBOSInitializationError
 from dbos._ids import new_instance_id
 from dbos._registry import Registry
 from dbos._services.deadlines import Deadlines
@@ -23,6 +23,7 @@ from dbos._services.notifier import Notifier
 from dbos._services.recovery import EXECUTOR, Recovery
 from dbos._services.service import Service
 from dbos._sys_db import SystemDatabase
+from dbos._sysdb.dialects import prepare_application_database
 from dbos._sysdb.wakeups import QUEUE
 from dbos._version import VERSION
 
@@ -61,6 +62,7 @@ class Runtime:
         engine.loops.adopt_running()
         engine.open(SystemDatabase(settings, engine.clock, engine.instance_id, may_migrate=settings.run_migrations))
         try:
+            self._prepare_application_database()
             self._register_version()
             self._leases.register()
             self._connect_services()
@@ -74,6 +76,22 @@ class Runtime:
             raise
         engine.registry.is_launched = True
         logger.info("DBOS launched!")
+
+    def _prepare_application_database(self) -> None:
+        """Now, and not at the first transaction: it may have to wait for the database, and settings may be wrong."""
+        settings = self.engine.settings
+        url = settings.application_database_url
+        if url is None or settings.has_one_database:
+            return
+        try:
+            prepare_application_database(settings, url)
+        except DBOSException:
+            raise
+        except Exception as error:  # whatever driver and file system say about a database that cannot be opened
+            raise DBOSInitializationError(
+                f"The application database {mask_url(url)} cannot be used ({type(error).__name__}: {error}). "
+                "Check application_database_url, and that the database is reachable and may be written."
+            ) from error
 
     def _connect_services(self) -> None:
         engine = self.engine

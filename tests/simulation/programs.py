@@ -173,9 +173,9 @@ def with_children(program: Program, workflow_id: str) -> Iterator[tuple[str, Pro
             function_id += operation.in_place
 
 
-HOLDS = st.sampled_from([None, "body", "before", "after", "twice"])
+HOLDS = st.sampled_from([None, "body", "body", "body", "before", "after", "twice"])
 HOLDS_OF_COMMITS = st.sampled_from([None, None, "before", "after", "twice"])
-STEPS = st.builds(Step, hold=HOLDS, fails=st.sampled_from([False, False, True]), is_caught=st.booleans())
+STEPS = st.builds(Step, hold=HOLDS, fails=st.sampled_from([False, False, False, True]), is_caught=st.booleans())
 SLEEPS = st.builds(Sleep, seconds=st.sampled_from([5, 50]))
 
 
@@ -193,4 +193,4 @@ CHILDREN = st.builds(Child, program=_programs(STEPS | SLEEPS, 2), in_place=st.bo
 
 def programs() -> st.SearchStrategy[Program]:
     """Programs of a few operations; children have no children."""
-    return _programs(st.one_of(STEPS, STEPS, SLEEPS, CHILDREN), 3)
+    return _programs(st.one_of(STEPS, STEPS, SLEEPS, CHILDREN), 4)

@@ -41,13 +41,12 @@ from tests.simulation.stillness import simulated_wait
 EXAMPLES = int(os.environ.get("DBOS_TEST_SIMULATION_EXAMPLES", "0"))
 FEW_EXAMPLES = 40
 STEPS = 30
-MAX_EXECUTORS = 3
 PIECE_S = LEASE_S / 3  # how often a lease is renewed
 MAX_ROUNDS = 100  # of services, until nothing moves any more
 
 T = TypeVar("T")
 
-IDS = st.sampled_from(["a", "b", "c"])
+IDS = st.sampled_from("abcdef")
 NUMBERS = st.integers(0, 11)
 TIMEOUTS = st.sampled_from([None, None, 15, 45])  # seconds
 KINDS: st.SearchStrategy[Kind] = st.sampled_from(["work", "work_async", "fragile_work"])
@@ -73,6 +72,13 @@ class Simulation(RuleBasedStateMachine):
 
     def acting(self) -> list[Executor]:
         return self.there("live", "stale")
+
+    def busy(self) -> list[Executor]:
+        """Those who act, and execute something."""
+        return [executor for executor in self.acting() if executor.engine.runs.all()]
+
+    def unfinished(self) -> list[str]:
+        return [row.workflow_uuid for row in self.judge.seen.rows.values() if row.status in UNFINISHED]
 
     def places(self) -> list[Place]:
         return [place for place in self.stage.places() if place.executor.state != "frozen"]
@@ -226,7 +232,7 @@ class Simulation(RuleBasedStateMachine):
 
     # -- time --------------------------------------------------------------------------------------------------------
 
-    @precondition(lambda self: self.judge.seen.rows)
+    @precondition(lambda self: self.unfinished())
     @rule(seconds=st.sampled_from([2, 6, 35, 65]), is_jump=st.booleans())
     def advance(self, seconds: float, is_jump: bool) -> None:
         """Time goes by, and leases are renewed; or all stood still meanwhile: the host slept, the database was away."""
@@ -252,31 +258,57 @@ class Simulation(RuleBasedStateMachine):
 
     # -- fate --------------------------------------------------------------------------------------------------------
 
-    @precondition(lambda self: len(self.there("live", "stale", "frozen")) < MAX_EXECUTORS)
+    @precondition(lambda self: len(self.there("live", "stale", "frozen")) < 2)
     @rule()
     def launch(self) -> None:
         with self.move():
             self.executors.append(Executor(self.stage, len(self.executors) + 1, self.time.now_s()))
 
-    @precondition(lambda self: self.judge.seen.rows and self.there("live", "stale", "frozen"))
-    @rule(which=NUMBERS, fate=st.sampled_from(["freezes", "freezes", "is killed", "is cut off", "leaves"]))
+    @precondition(lambda self: self.busy())
+    @rule(which=NUMBERS)
+    def pause(self, which: int) -> None:
+        """An executor is paused for longer than its lease; it goes on, and has not noticed yet."""
+        executor = _pick(self.busy(), which)
+        note(f"{executor} is paused")
+        with self.move():
+            executor.freeze()
+        self.advance(LEASE_S + PIECE_S, is_jump=False)
+        with self.move():
+            executor.thaw()
+
+    @precondition(lambda self: self.busy())
+    @rule(which=NUMBERS)
+    def kill(self, which: int) -> None:
+        """An executor is killed, which others on its host see at once."""
+        self.crash(_pick(self.busy(), which), is_seen=True)
+
+    @precondition(lambda self: self.unfinished() and self.there("live", "stale", "frozen"))
+    @rule(which=NUMBERS, fate=st.sampled_from(["freezes", "freezes", "freezes", "is cut off", "leaves"]))
     def befall(self, which: int, fate: str) -> None:
-        """An executor ends in one way or another; or it freezes, thaws if it is frozen, or notices that it was."""
+        """An executor freezes, thaws if it is frozen, or notices that it was; or it ends, unseen or in order."""
         executor = _pick(self.there("live", "stale", "frozen"), which)
         # Shutting down would wait for what is held.
         may_leave = executor.state == "live" and all(place.executor is not executor for place in self.stage.places())
         note(f"{executor}, which is {executor.state}, {fate}")
+        if fate == "is cut off" or (fate == "leaves" and not may_leave):
+            self.crash(executor, is_seen=False)
+            return
         with self.move():
-            if fate == "leaves" and may_leave:
+            if fate == "leaves":
                 executor.leave()
-            elif fate != "freezes":
-                executor.crash(is_seen=fate == "is killed")
             elif executor.state == "live":
                 executor.freeze()
             elif executor.state == "frozen":
                 executor.thaw()
             else:
                 self.catch_up_with(executor)
+
+    def crash(self, executor: Executor, *, is_seen: bool) -> None:
+        note(f"{executor} crashes")
+        with self.move():
+            executor.crash(is_seen=is_seen)
+        if len(self.there("live", "stale", "frozen")) < 2:
+            self.launch()
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
@@ -300,11 +332,10 @@ class Simulation(RuleBasedStateMachine):
             self.pass_time(PIECE_S)
             while self.places():
                 self.let_go(0)
-            unfinished = [row.workflow_uuid for row in self.judge.seen.rows.values() if row.status in UNFINISHED]
-            if not unfinished:
+            if not self.unfinished():
                 break
         else:
-            raise AssertionError(f"I2: {unfinished} never end")
+            raise AssertionError(f"I2: {self.unfinished()} never end")
         self.pass_time(PIECE_S)
         for executor in self.acting():
             assert executor.engine.runs.all() == []

@@ -203,6 +203,8 @@ class PostgresWriter:
             raise
         self._raw = raw
         self._pipeline = Pipeline(raw, may_prepare=raw.prepare_threshold is not None)
+        # psycopg forgets its own prepared statements after a rollback, with DEALLOCATE ALL: ours would go with them.
+        raw.prepare_threshold = None
         self._connection = PostgresConnection(raw, self._dialect.renderer)
 
     def write(self, operations: Sequence[Operation]) -> list[Any]:
