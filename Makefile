@@ -20,7 +20,7 @@ ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format chaos costs bench docs clean
+.PHONY: help setup demo test check format failpoints chaos costs bench docs clean
 
 help: ## Show this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ check-imports:
 format: setup ## Format the code and sort its imports
 	@$(RUN) ruff check --quiet --select I --fix .
 	@$(RUN) ruff format .
+
+failpoints: setup ## Let every call to the database fail, in every way (some eight minutes)
+	@DBOS_FAILPOINTS=all $(RUN) pytest -q -n $(WORKERS) tests/failpoints $(ARGS)
 
 chaos: setup ## Run the long tests under faults (about seven minutes)
 	@$(RUN) pytest -q -n 0 -s -m chaos tests/chaos $(ARGS)

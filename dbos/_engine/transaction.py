@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from dbos._context import Context, install, restore
 from dbos._engine.engine import Engine
@@ -133,10 +133,10 @@ class _Attempt:
         engine, run = self._engine, self._run
         started_ms = engine.clock.now_ms()
         if self._has_failed and self._database.is_system_database:
-            # The answer to an earlier COMMIT may have been lost.
-            history = engine.db.read(engine.db.operations.history, [run.workflow_id])[run.workflow_id]
-            if self._function_id in history:
-                return reveal(replayed(engine, history[self._function_id]))
+            # The answer to an earlier COMMIT may have been lost, or the workflow been taken over meanwhile.
+            recorded = self._find_recorded()
+            if recorded is not None:
+                return reveal(recorded)
         try:
             with self._database.turn(f"Transaction {self._transaction.name}"):
                 outcome, step = self._in_database(started_ms)
@@ -144,7 +144,10 @@ class _Attempt:
             outcome = replayed(engine, adopted.record)
             step = self._step(adopted.record.output, adopted.record.serialization, started_ms)
         except _Refused:
-            return reveal(self._adopt_recorded())
+            recorded = self._find_recorded()
+            if recorded is None:
+                self._park()
+            return reveal(recorded)
         except DBOSBaseException:
             raise
         except Exception as error:
@@ -203,16 +206,19 @@ class _Attempt:
             self._run.run_token,
         )
 
-    def _adopt_recorded(self) -> Outcome:
-        """The record was refused: either it exists already, or the run does not own its workflow any more."""
+    def _find_recorded(self) -> Outcome | None:
+        """What is recorded already, if anything; nothing of another run's goes into one that lost its workflow."""
         engine, run = self._engine, self._run
         row = engine.db.read(engine.db.workflows.get, run.workflow_id)
         history = engine.db.read(engine.db.operations.history, [run.workflow_id])[run.workflow_id]
-        owned = row is not None and row.run_token == run.run_token and row.owner_instance in (None, engine.instance_id)
-        if owned and self._function_id in history:
-            return replayed(engine, history[self._function_id])
-        run.lose()
-        raise DBOSWorkflowConflictIDError(run.workflow_id)
+        if row is None or row.run_token != run.run_token or row.owner_instance not in (None, engine.instance_id):
+            self._park()
+        recorded = history.get(self._function_id)
+        return None if recorded is None else replayed(engine, recorded)
+
+    def _park(self) -> NoReturn:
+        self._run.lose()
+        raise DBOSWorkflowConflictIDError(self._run.workflow_id)
 
 
 def _warn_in_loop(name: str) -> None:

@@ -18,7 +18,8 @@ __all__ = ["FAULTS", "RIVALS", "Scene", "pass_time"]
 
 REFUSED_CONNECTIONS = 2  # so often a lost connection cannot be made anew
 HOLD_S = 0.01  # how long a call is held up for others, who may have to wait for it
-RIVAL_S = 0.05  # how long a rival is given to be first, who may have to wait for a lock
+RIVAL_S = 20.0  # how long a rival may take to be first
+LOCKED_RIVAL_S = 0.05  # the same within a transaction, whose locks a rival may have to wait for
 
 
 def runtime() -> Runtime:
@@ -137,7 +138,7 @@ class _RivalFault(_SceneFault):
             self.act(call)
             runtime()._on_wakeup(None)  # as if another process had told
 
-        self.scene.meanwhile(act, RIVAL_S)
+        self.scene.meanwhile(act, LOCKED_RIVAL_S if call.label.startswith("transaction") else RIVAL_S)
 
     def act(self, call: Call) -> None:
         raise NotImplementedError
@@ -150,14 +151,18 @@ class Cancelled(_RivalFault):
         self.scene.rival.cancel(self.scene.subject, engine().db.now_ms())
 
 
-class Resumed(_RivalFault):
+class _Superseding(_RivalFault):
+    """What the run does from here on must be refused."""
+
+
+class Resumed(_Superseding):
     """Another process cancels the workflow and resumes it, so that a second run of it begins here."""
 
     def act(self, call: Call) -> None:
         self.scene.rival.resume(self.scene.subject, engine().db.now_ms())
 
 
-class Claimed(_RivalFault):
+class Claimed(_Superseding):
     """Another process resumes the workflow, begins a run of it, and dies."""
 
     def act(self, call: Call) -> None:
@@ -165,7 +170,7 @@ class Claimed(_RivalFault):
         self.scene.meanwhile(recover_others, 0)
 
 
-class TakenOver(_RivalFault):
+class TakenOver(_Superseding):
     """Another process declares this one dead and enqueues what it was running."""
 
     def act(self, call: Call) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import re
 import sys
 import threading
 import time
@@ -15,7 +16,7 @@ import pytest
 
 from dbos import DBOS, SetWorkflowID
 from tests.failpoints.failpoints import Failpoints, Fault
-from tests.failpoints.faults import RecordedFirst, Scene, _RivalFault, pass_time
+from tests.failpoints.faults import Claimed, RecordedFirst, Scene, _RivalFault, _Superseding, pass_time
 from tests.failpoints.scenarios import PLAIN, SCENARIOS, Application, Scenario
 from tests.failpoints.stage import Crash, Rival, Snapshot, Stage, engine
 from tests.failpoints.zygote import Kill, Zygote
@@ -27,6 +28,7 @@ PATIENCE_S = 30.0  # the bound within which every wait must end
 TICK_S = 0.02
 UNHURRIED_TICKS = 3  # so many ticks a run goes on by itself, before time is made to pass
 FINAL = ("SUCCESS", "ERROR")
+STEPS = ("one", "two", "one_async", "two_async", "pack", "say")
 WRITES = ("start", "record", "outcome", "cancel", "resume")
 
 
@@ -84,6 +86,7 @@ class Theatre:
         scene.end(PATIENCE_S)
         trace, has_fired = self.failpoints.trace(), self.failpoints.has_fired
         self._conclude(scenario, subject, fault, snapshots)
+        self._assert_fenced(subject, fault, label, snapshots[-1])
         if not crashes and label != "claim" and not isinstance(fault, _RivalFault):
             rows = snapshots[-1].workflows.values()
             assert all(row.attempts == 1 for row in rows), f"it had to be begun anew: {rows}"
@@ -216,6 +219,17 @@ class Theatre:
             assert stage.transactions(subject) == stage.ledger(subject)
 
         self._finals.update(end.workflows)
+
+    def _assert_fenced(self, subject: str, fault: Fault | None, label: str | None, end: Snapshot) -> None:
+        # The fence: what was on its way when the run was superseded is refused, and done again in the next one
+        if not isinstance(fault, _Superseding) or not self.failpoints.has_fired:
+            return
+        match = re.fullmatch(r"record\(W:(\d+)\)", label or "")
+        record = None if match is None else end.records.get((subject, int(match[1])))
+        if record is not None and record.name.rpartition(".")[2] in STEPS:
+            assert self.stage.bodies(subject)[record[:2]] > 1, "a superseded run has recorded its step"
+        if isinstance(fault, Claimed) and label == "outcome(W)":
+            assert end.workflows[subject].attempts > 1, "a superseded run has finished the workflow"
 
     def _assert_neighbour(self, neighbour_id: str) -> None:
         # I9: what has nothing to do with it went on

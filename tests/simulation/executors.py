@@ -25,6 +25,7 @@ from dbos._engine.engine import Engine
 from dbos._engine.flow import drive, drive_async
 from dbos._engine.run import Run
 from dbos._engine.step import StepPolicy
+from dbos._error import DBOSDatabaseUnavailableError
 from dbos._operations import lifecycle, workflows
 from dbos._operations.handles import EngineHandle, EngineHandleAsync
 from dbos._operations.lifecycle import Runtime
@@ -146,6 +147,7 @@ class ObservedDatabase(SystemDatabase):
             results = super().commit(*operations)
         if "after" in holds:
             holds["after"]().signal.wait(None)
+            self._executor.check_existence()
         return results
 
     def submit(self, *operations: Operation) -> asyncio.Future[Sequence[Any]]:
@@ -169,6 +171,7 @@ class ObservedDatabase(SystemDatabase):
             results = await future
         if "after" in holds:
             await _let_go_of(holds["after"]())
+            self._executor.check_existence()
         return results
 
     def read_async(self, verb: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
@@ -321,6 +324,15 @@ class Executor:
         self.stage.activity.wait_until_still()
         self._end()
 
+    def check_existence(self) -> None:
+        """Stop what is left of a crashed executor in memory.
+
+        Raises:
+            DBOSDatabaseUnavailableError: it has crashed.
+        """
+        if self.state == "gone":
+            raise DBOSDatabaseUnavailableError("crashed")
+
     def leave(self) -> None:
         """It is shut down in order."""
         self.state = "gone"
@@ -416,6 +428,7 @@ class Executor:
         return decorate_step(registry, func, name="step", policy=StepPolicy())
 
     def _enter_body(self, operation: Step) -> tuple[int, Place | None]:
+        self.check_existence()
         context = current_context()
         assert context is not None
         assert context.run is not None

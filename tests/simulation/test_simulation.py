@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import pytest
@@ -32,7 +33,7 @@ from dbos._operations import workflows
 from dbos._operations.handles import EngineHandle
 from dbos._sysdb.dialects import open_dialect
 from dbos._sysdb.wakeups import Signal
-from tests.postgres_server import PostgresServer
+from tests.postgres_server import MEMORY, PostgresServer
 from tests.simulation.executors import LEASE_S, Call, Executor, Kind, Place, Stage
 from tests.simulation.model import GIVEN_UP, UNFINISHED, Happening, Judge, Observer
 from tests.simulation.programs import Program, programs
@@ -389,16 +390,23 @@ CONFIG: DBOSConfig = {
 }
 
 
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """In memory where there is such a place: these files are made and deleted by the hundred."""
+    with TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as name:
+        yield Path(name)
+
+
 @pytest.mark.timeout(0 if EXAMPLES else 600)
 @pytest.mark.usefixtures("simulated_waits")
-def test_nothing_is_lost_stranded_or_repeated_on_sqlite(tmp_path: Path) -> None:
-    template = tmp_path / "template.sqlite"
+def test_nothing_is_lost_stranded_or_repeated_on_sqlite(directory: Path) -> None:
+    template = directory / "template.sqlite"
     settings = process_config({**CONFIG, "system_database_url": f"sqlite:///{template}"})
     open_dialect(settings, process_tag="template").prepare(may_migrate=True)
     numbers = count(1)
 
     def make_database() -> str:
-        path = tmp_path / f"{next(numbers)}.sqlite"
+        path = directory / f"{next(numbers)}.sqlite"
         shutil.copy(template, path)
         return f"sqlite:///{path}"
 

@@ -22,7 +22,7 @@ __all__ = ["PostgresListener", "SilentListener"]
 
 logger = logging.getLogger("dbos.postgres")
 
-PUBLISH_EVERY_S = 0.005  # notifications are coalesced: NOTIFY takes a lock that all committing sessions share
+PUBLISH_EVERY_S = 0.010  # notifications are coalesced: NOTIFY takes a lock that all committing sessions share
 MAX_TOPIC_CHARACTERS = 1000  # a payload holds 8000 bytes; a longer name is found by the safety net
 STOP_PATIENCE_S = 10.0  # how long stop() waits for a server that does not answer
 
@@ -83,6 +83,7 @@ class PostgresListener:
         while not self._stopping.is_set():
             try:
                 with self._connect() as connection:
+                    connection.execute("SET synchronous_commit = off")  # NOTIFY is a commit, but needs no flush
                     connection.execute(f"LISTEN {self._channel}")
                     backoff.reset()
                     self._hear(None)  # whatever happened while nobody listened
