@@ -6,6 +6,8 @@ A value is walked before it is written; what would come back changed, :func:`dum
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from json.encoder import encode_basestring
 from math import isfinite
 from typing import Any
 
@@ -15,6 +17,7 @@ from .formats import JSON
 from .wording import reason
 
 __all__ = [
+    "dump_args",
     "dump_json",
     "encode",
     "load_json",
@@ -71,16 +74,11 @@ def _survives(value: Any, seen: set[int], depth: int) -> bool:
 
 def dump_json(value: Any) -> str | None:
     """Return ``value`` as JSON, or ``None`` if it would not survive it exactly."""
-    kind = type(value)
-    if kind is not str:
-        if value is None:
-            return "null"
-        if kind is bool:
-            return "true" if value else "false"
-        if not _survives(value, set(), MAX_JSON_DEPTH):
-            return None
-        if kind is int or kind is float:
-            return repr(value)
+    text = _dump_plain(value)
+    if text is not None:
+        return text
+    if type(value) is not str and not _survives(value, set(), MAX_JSON_DEPTH):
+        return None
     text = _ENCODER.encode(value)
     if text.isascii():
         return text
@@ -92,6 +90,36 @@ def dump_json(value: Any) -> str | None:
         if _DECODER.decode(text) != value:
             return None
     return text
+
+
+def dump_args(args: Sequence[Any]) -> str | None:
+    """Return positional arguments as a JSON array if each of them is a plain value, otherwise ``None``.
+
+    Arguments mostly are, and setting up the encoder takes longer than writing a few of them.
+    """
+    texts = []
+    for value in args:
+        text = _dump_plain(value)
+        if text is None:
+            return None
+        texts.append(text)
+    return f"[{','.join(texts)}]"
+
+
+def _dump_plain(value: Any) -> str | None:
+    """Return a number, a truth value, None or an ASCII string as JSON, and ``None`` for anything else."""
+    kind = type(value)
+    if kind is str:
+        return encode_basestring(value) if value.isascii() else None
+    if kind is int:
+        return repr(value) if MIN_PLAIN_INT < value < MAX_PLAIN_INT else None
+    if kind is float:
+        return repr(value) if isfinite(value) else None
+    if value is None:
+        return "null"
+    if kind is bool:
+        return "true" if value else "false"
+    return None
 
 
 def encode(value: Any) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from dbos._error import DBOSDeserializationError, DBOSInitializationError, DBOSSerializationNotAllowedError
 
 from .errors import dump_error_with, dump_json_error, dump_portable_error, error_from, portable_error_from
-from .exact_json import dump_json, encode, load_json, survives_json
+from .exact_json import dump_args, dump_json, encode, load_json, survives_json
 from .formats import (
     JSON,
     PICKLE,
@@ -135,6 +135,8 @@ class Serialization:
         if self._writes_json and format is _DEFAULT:
             if not args and not kwargs:
                 return '{"args":[],"kwargs":{}}', JSON
+            if not kwargs and (text := dump_args(args)) is not None:
+                return f'{{"args":{text},"kwargs":{{}}}}', JSON
             text = dump_json({"args": [*args], "kwargs": {**kwargs}})
             if text is not None:
                 return text, JSON
