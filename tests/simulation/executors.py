@@ -215,6 +215,7 @@ class Executor:
         self.state: Literal["live", "stale", "frozen", "gone"] = "live"
         self.behind: set[str] = set()  # workflows that others cancelled or resumed, which it has not heard of yet
         self.calls: list[Call] = []
+        self._has_lost = False
         self._holds: dict[tuple[str, int], Hold] = {}
         self.clock = SimulatedClock(now_s)
         self.loop = SimulatedLoop(stage.activity, self.clock)
@@ -233,6 +234,7 @@ class Executor:
         return f"executor-{self.number}"
 
     def _launch(self) -> None:
+        self._renewed_at = self.clock.monotonic()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Service, "start", lambda service: None)
             patch.setattr(lifecycle, "SystemDatabase", partial(ObservedDatabase, self))
@@ -244,8 +246,6 @@ class Executor:
     def _note_loss(self) -> None:
         self.state = "live"  # the lease's service is woken, and with it the executor looks about
         self._has_lost = True
-
-    _has_lost = False
 
     # -- acting ------------------------------------------------------------------------------------------------------
 
@@ -286,6 +286,7 @@ class Executor:
 
     def renew(self) -> None:
         """Have the lease's service do a round."""
+        self._renewed_at = self.clock.monotonic()
         self.runtime._leases.renew_once()
         self.runtime._leases.reconcile_once()
         self.instance_id = self.engine.instance_id
@@ -434,7 +435,7 @@ class Executor:
         assert context.run is not None
         assert context.step_id is not None
         run, number = context.run, next(self.stage.numbers)
-        is_under_lease = self.clock.monotonic() < self.engine.lease_guard
+        is_under_lease = self.clock.monotonic() < self._renewed_at + LEASE_S
         is_behind = run.workflow_id in self.behind
         self.stage.effects.append(
             Effect(run.workflow_id, context.step_id, run.run_token, self, number, is_under_lease, is_behind)

@@ -263,6 +263,7 @@ class Simulation(RuleBasedStateMachine):
     def catch_up_with(self, executor: Executor) -> None:
         executor.state = "live"
         executor.renew()
+        executor.look_about()  # before others have renewed theirs
 
     # -- fate --------------------------------------------------------------------------------------------------------
 

@@ -210,23 +210,7 @@ class PostgresWriter:
     def write(self, operations: Sequence[Operation]) -> list[Any]:
         # The same for the whole batch: should this process register anew meanwhile, its old runs stay refused.
         self._instance = self.instance_id
-        if len(operations) == 1:
-            result = self._write_alone(operations[0])
-            if result is not None:
-                return [result]
         return in_groups(operations, self._execute)
-
-    def _write_alone(self, operation: Operation) -> Any:
-        """Write an operation by a statement for one; None if it is not as it should be, or takes more than that."""
-        sql, result = _ALONE.get(type(operation), ("", None))
-        if result is None or (type(operation) is StartWorkflow and operation.parent_step is not None):
-            return None
-        self._refuse_earlier_instances(operation)
-        rendered = self._dialect.renderer.render(sql)
-        values = operation._asdict()
-        values["instance"] = self._instance
-        texts = [value if value is None or type(value) is str else str(value) for value in rendered.bind(values)]
-        return result if self._pipeline.execute([(rendered.sql, texts)])[0] else None
 
     def _execute(self, groups: Groups) -> list[list[Any]]:
         if groups[-1][0] is not Call:
@@ -242,24 +226,41 @@ class PostgresWriter:
             raise
         return results
 
-    def _send(self, groups: Groups) -> list[list[Any]]:
-        """Execute one statement for each group, in one round trip; then see what they have answered."""
+    def _send(self, groups: Groups, *, is_again: bool = False) -> list[list[Any]]:
+        """Execute one statement for each group, in one round trip; then see what they have answered.
+
+        A group of one goes by its short statement. That tells only whether all is well; if not, everything is sent
+        again by the statements that tell more.
+        """
         if not groups:
             return []
-        statements = []
-        for kind, operations in groups:
-            sql, fields, _ = self._kinds[kind]
-            rendered = self._dialect.renderer.render(sql)
-            rows = map(_start_row, operations) if kind is StartWorkflow else operations
-            values: dict[str, Any] = dict(zip(fields, map(array_literal, zip(*rows, strict=True)), strict=True))
-            values["instance"] = self._instance
-            statements.append((rendered.sql, rendered.bind(values)))
-            if kind is StartWorkflow:
-                self._refuse_earlier_instances(*operations)
-        answers = self._pipeline.execute(statements)
-        return [
-            self._kinds[kind][2](operations, rows) for (kind, operations), rows in zip(groups, answers, strict=True)
+        short = [not is_again and _is_alone(operations) for _, operations in groups]
+        statements = [
+            self._short_statement(kind, operations[0]) if is_short else self._statement(kind, operations)
+            for (kind, operations), is_short in zip(groups, short, strict=True)
         ]
+        answers = self._pipeline.execute(statements)
+        if any(is_short and not rows for is_short, rows in zip(short, answers, strict=True)):
+            return self._send(groups, is_again=True)
+        return [
+            [_ALONE[kind][1]] if is_short else self._kinds[kind][2](operations, rows)
+            for (kind, operations), is_short, rows in zip(groups, short, answers, strict=True)
+        ]
+
+    def _short_statement(self, kind: type, operation: Any) -> tuple[str, list[str | None]]:
+        self._refuse_earlier_instances(operation)
+        rendered = self._dialect.renderer.render(_ALONE[kind][0])
+        values = rendered.bind({**operation._asdict(), "instance": self._instance})
+        return rendered.sql, [value if value is None or type(value) is str else str(value) for value in values]
+
+    def _statement(self, kind: type, operations: Sequence[Any]) -> tuple[str, list[str | None]]:
+        self._refuse_earlier_instances(*operations)
+        sql, fields, _ = self._kinds[kind]
+        rendered = self._dialect.renderer.render(sql)
+        rows = map(_start_row, operations) if kind is StartWorkflow else operations
+        values: dict[str, Any] = dict(zip(fields, map(array_literal, zip(*rows, strict=True)), strict=True))
+        values["instance"] = self._instance
+        return rendered.sql, rendered.bind(values)
 
     def _refuse_earlier_instances(self, *starts: Any) -> None:
         for start in starts:
@@ -354,6 +355,10 @@ class PostgresWriter:
     def close(self) -> None:
         self._pipeline.close()
         self._raw.close()
+
+
+def _is_alone(operations: Sequence[Any]) -> bool:
+    return len(operations) == 1 and getattr(operations[0], "parent_step", None) is None
 
 
 def _start_row(start: StartWorkflow) -> tuple[Any, ...]:
