@@ -23,8 +23,8 @@ from dbos._sysdb.dialects.postgres.connection import array_literal
 from dbos._sysdb.filters import WorkflowFilter
 from dbos._sysdb.operations import Call, StepRecorded, call
 from dbos._sysdb.stores import workflow_status
-from dbos._sysdb.stores.workflow_status import WorkflowStatusStore
 from dbos._sysdb.stores.operation_outputs import HISTORY
+from dbos._sysdb.stores.workflow_status import WorkflowStatusStore
 from tests.conformance.proxy import Proxy
 from tests.conformance.values import begin, child, enqueue, executor, outcome, record, row, start, status, step, steps
 from tests.postgres_server import Cluster, PostgresServer
@@ -518,9 +518,8 @@ IDS = [f"w{number}" for number in range(1, 65)]
     ("statement", "parameters"),
     [
         (postgres.INSERT_WORKFLOWS, arrays((*start()._fields[:-1], "parent_run_token", "parent_function_id"), STARTS)),
-        (postgres.INSERT_WORKFLOW_ALONE, {"instance": "ours", **start("new")._asdict()}),
-        (postgres.INSERT_STEP_ALONE, {"instance": "ours", **step("w1", 2)._asdict()}),
-        (postgres.UPDATE_OUTCOME_ALONE, {"instance": "ours", **outcome("w1")._asdict()}),
+        (postgres.INSERT_PLAIN_WORKFLOWS, arrays(start()._fields[:-1], [row[:-2] for row in STARTS])),
+        (postgres.INSERT_PLAIN_STEPS, arrays(step()._fields, STEPS)),
         (postgres.INSERT_STEPS, arrays(step()._fields, STEPS)),
         (postgres.UPDATE_OUTCOMES, arrays(outcome()._fields, OUTCOMES)),
         (postgres.SELECT_WORKFLOWS, {"ids": IDS}),
@@ -535,7 +534,7 @@ IDS = [f"w{number}" for number in range(1, 65)]
         (workflow_status.CANCEL, {"ids": IDS, "now_ms": 1}),
     ],
     ids=[
-        "start", "start alone", "step alone", "outcome alone", "step", "outcome", "existing", "runs", "recorded", "holders",
+        "start", "plain start", "plain step", "step", "outcome", "existing", "runs", "recorded", "holders",
         "history", "get", "unsettled", "running", "orphans", "cancel",
     ],
 )  # fmt: skip

@@ -9,15 +9,21 @@ from __future__ import annotations
 
 import selectors
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 from psycopg import pq
 from psycopg.errors import error_from_result
 
-__all__ = ["Pipeline", "Row"]
+__all__ = ["Answer", "Pipeline"]
 
-Row = tuple[str | None, ...]
+
+class Answer(NamedTuple):
+    """What a statement answered: its rows, as text, and how many rows it touched or returned."""
+
+    rows: list[tuple[str | None, ...]]
+    touched: int
+
 
 # Without a descriptor of its own, where there is one of that kind.
 _Selector: type[selectors.BaseSelector] = getattr(selectors, "PollSelector", selectors.SelectSelector)
@@ -34,8 +40,8 @@ class Pipeline:
         self._selector = _Selector()
         self._selector.register(self._pgconn.socket, selectors.EVENT_READ)
 
-    def execute(self, statements: Sequence[tuple[str, Sequence[str | None]]]) -> list[list[Row]]:
-        """Execute statements as one transaction; returns the rows of each.
+    def execute(self, statements: Sequence[tuple[str, Sequence[str | None]]]) -> list[Answer]:
+        """Execute statements as one transaction; returns what each answered.
 
         Raises:
             psycopg.Error: one of them failed, and with it all, or the connection was lost.
@@ -58,7 +64,7 @@ class Pipeline:
             pgconn.exit_pipeline_mode()
         for result in results:
             self._check(result)
-        return [_rows(result) for result in results]
+        return [Answer(_rows(result), result.command_tuples or 0) for result in results]
 
     def _prepare(self, sql: str) -> bytes:
         if not self._may_prepare:
@@ -124,7 +130,7 @@ def _encode(value: str | None) -> bytes | None:
     return data
 
 
-def _rows(result: pq.abc.PGresult) -> list[Row]:
+def _rows(result: pq.abc.PGresult) -> list[tuple[str | None, ...]]:
     width = range(result.nfields)
     return [
         tuple(None if (value := result.get_value(row, column)) is None else value.decode() for column in width)

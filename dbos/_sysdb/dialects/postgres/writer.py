@@ -9,7 +9,7 @@ throughput of small batches (docs/decisions/0002).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg
 
@@ -33,7 +33,7 @@ from dbos._sysdb.operations import (
 from dbos._sysdb.rows import StatusRow, StepRow, columns
 
 from .connection import PostgresConnection, array_literal
-from .pipeline import Pipeline, Row
+from .pipeline import Answer, Pipeline
 
 if TYPE_CHECKING:
     from .dialect import PostgresDialect
@@ -47,10 +47,6 @@ def _unnest(fields: Sequence[str], types: dict[str, str]) -> str:
     """``input``: the batch as a table, one array parameter per field."""
     arrays = ", ".join(f":{name}::{types.get(name, 'text')}[]" for name in fields)
     return f"SELECT * FROM unnest({arrays}) AS rows ({', '.join(fields)})"
-
-
-def _parameters(fields: Sequence[str], types: dict[str, str]) -> str:
-    return ", ".join(f":{name}::{types.get(name, 'text')}" for name in fields)
 
 
 # An executor's own row, held while it writes. Who is no executor (a client, a launch) has none and is not fenced.
@@ -71,6 +67,26 @@ _START_TYPES = dict.fromkeys(
 )
 _STEP_TYPES = dict.fromkeys(("function_id", "started_at_epoch_ms", "completed_at_epoch_ms"), "bigint")
 
+INSERT_PLAIN_WORKFLOWS = f"""
+-- Create workflow rows that nobody is the parent of.
+INSERT INTO dbos.workflow_status ({", ".join(START_COLUMNS)}, updated_at, owner_xid)
+SELECT {", ".join("i." + name for name in START_COLUMNS)}, i.created_at, i.run_token
+FROM ({_unnest(START_COLUMNS, _START_TYPES)}) i
+WHERE i.owner_instance IS NULL OR :instance::text IS NULL OR EXISTS ({_HELD})
+ORDER BY i.workflow_uuid
+ON CONFLICT DO NOTHING
+"""
+INSERT_PLAIN_STEPS = f"""
+-- Record operations of pending runs.
+INSERT INTO dbos.operation_outputs ({", ".join(StepRow._fields)})
+SELECT {", ".join("i." + name for name in StepRow._fields)}
+FROM ({_unnest(RecordStep._fields, _STEP_TYPES)}) i
+JOIN dbos.workflow_status w
+  ON w.workflow_uuid = i.workflow_uuid AND w.run_token = i.run_token AND w.status = 'PENDING'
+WHERE :instance::text IS NULL OR EXISTS ({_HELD})
+ORDER BY i.workflow_uuid, i.function_id
+ON CONFLICT DO NOTHING
+"""
 INSERT_WORKFLOWS = f"""
 -- Create workflow rows; an id that is taken keeps its row. A child needs a parent that owns its run, and is recorded by
 -- it in the same breath.
@@ -95,33 +111,6 @@ recorded AS (
   ORDER BY i.parent_workflow_id, i.parent_function_id
   ON CONFLICT DO NOTHING)
 SELECT run_token FROM created
-"""
-INSERT_WORKFLOW_ALONE = f"""
--- Create one workflow's row: a fraction of the work of a batch of one.
-INSERT INTO dbos.workflow_status ({", ".join(START_COLUMNS)}, updated_at, owner_xid)
-SELECT {_parameters(START_COLUMNS, _START_TYPES)}, :created_at::bigint, :run_token::text
-WHERE :owner_instance::text IS NULL OR :instance::text IS NULL OR EXISTS ({_HELD})
-ON CONFLICT DO NOTHING
-RETURNING 1
-"""
-INSERT_STEP_ALONE = f"""
--- Record one operation of a pending run.
-INSERT INTO dbos.operation_outputs ({", ".join(StepRow._fields)})
-SELECT {_parameters(StepRow._fields, _STEP_TYPES)}
-FROM dbos.workflow_status w
-WHERE w.workflow_uuid = :workflow_uuid::text AND w.run_token = :run_token AND w.status = 'PENDING'
-  AND (:instance::text IS NULL OR EXISTS ({_HELD}))
-ON CONFLICT DO NOTHING
-RETURNING 1
-"""
-UPDATE_OUTCOME_ALONE = f"""
--- Finish one pending run.
-UPDATE dbos.workflow_status
-SET status = :status, output = :output, error = :error, outcome_serialization = :outcome_serialization,
-    completed_at = :completed_at, updated_at = :completed_at, owner_instance = NULL, deduplication_id = NULL
-WHERE workflow_uuid = :workflow_uuid AND run_token = :run_token AND status = 'PENDING'
-  AND (:instance::text IS NULL OR EXISTS ({_HELD}))
-RETURNING 1
 """
 SELECT_WORKFLOWS = f"SELECT {columns(StatusRow)} FROM dbos.workflow_status WHERE workflow_uuid IN :ids"
 SELECT_HOLDERS = f"""
@@ -156,22 +145,30 @@ JOIN dbos.operation_outputs o ON o.workflow_uuid = i.id AND o.function_id = i.fu
 """
 UPDATE_OUTCOMES = f"""
 -- Finish runs: only PENDING rows under the run's token.
-WITH input AS ({_unnest(RecordOutcome._fields, {"completed_at": "bigint"})}),
-held AS ({_HELD})
 UPDATE dbos.workflow_status w
 SET status = i.status, output = i.output, error = i.error, outcome_serialization = i.outcome_serialization,
     completed_at = i.completed_at, updated_at = i.completed_at, owner_instance = NULL, deduplication_id = NULL
-FROM (SELECT * FROM input ORDER BY workflow_uuid) i
+FROM ({_unnest(RecordOutcome._fields, {"completed_at": "bigint"})} ORDER BY workflow_uuid) i
 WHERE w.workflow_uuid = i.workflow_uuid AND w.run_token = i.run_token AND w.status = 'PENDING'
-  AND {_IS_ALIVE}
-RETURNING w.workflow_uuid
+  AND (:instance::text IS NULL OR EXISTS ({_HELD}))
 """
 SELECT_FENCE = "SELECT 1 FROM dbos.executor_instances WHERE instance_id = :instance"
 
-_ALONE: dict[type, tuple[str, Any]] = {
-    StartWorkflow: (INSERT_WORKFLOW_ALONE, CREATED),
-    RecordStep: (INSERT_STEP_ALONE, RECORDED),
-    RecordOutcome: (UPDATE_OUTCOME_ALONE, APPLIED),
+
+class _Kind(NamedTuple):
+    """How operations of one kind are written: the plain case first, which only counts what it wrote."""
+
+    plain_statement: str
+    plain_fields: Sequence[str]
+    plain_result: Any
+    statement: str
+    fields: Sequence[str]
+
+
+_KINDS: dict[type, _Kind] = {
+    StartWorkflow: _Kind(INSERT_PLAIN_WORKFLOWS, START_COLUMNS, CREATED, INSERT_WORKFLOWS, _START_FIELDS),
+    RecordStep: _Kind(INSERT_PLAIN_STEPS, RecordStep._fields, RECORDED, INSERT_STEPS, RecordStep._fields),
+    RecordOutcome: _Kind(UPDATE_OUTCOMES, RecordOutcome._fields, APPLIED, UPDATE_OUTCOMES, RecordOutcome._fields),
 }
 
 
@@ -183,11 +180,6 @@ class PostgresWriter:
         self._instance: str | None = None
         self._dialect = dialect
         self._lock_timeout_ms = lock_timeout_ms
-        self._kinds: dict[type, tuple[str, Sequence[str], Callable[[Any, Sequence[Row]], list[Any]]]] = {
-            StartWorkflow: (INSERT_WORKFLOWS, _START_FIELDS, self._started),
-            RecordStep: (INSERT_STEPS, RecordStep._fields, self._recorded),
-            RecordOutcome: (UPDATE_OUTCOMES, RecordOutcome._fields, self._finished),
-        }
         self._open()
 
     def _open(self) -> None:
@@ -226,54 +218,51 @@ class PostgresWriter:
             raise
         return results
 
-    def _send(self, groups: Groups, *, is_again: bool = False) -> list[list[Any]]:
-        """Execute one statement for each group, in one round trip; then see what they have answered.
+    def _send(self, groups: Groups, *, is_plain: bool = True) -> list[list[Any]]:
+        """Execute one statement for each group, in one round trip.
 
-        A group of one goes by its short statement. That tells only whether all is well; if not, everything is sent
-        again by the statements that tell more.
+        The plain statements write what is as it should be, and count. Should anything be missing, all is sent again by
+        those that handle every case and tell why; what was written already recognises itself.
         """
         if not groups:
             return []
-        short = [not is_again and _is_alone(operations) for _, operations in groups]
-        statements = [
-            self._short_statement(kind, operations[0]) if is_short else self._statement(kind, operations)
-            for (kind, operations), is_short in zip(groups, short, strict=True)
-        ]
-        answers = self._pipeline.execute(statements)
-        if any(is_short and not rows for is_short, rows in zip(short, answers, strict=True)):
-            return self._send(groups, is_again=True)
-        return [
-            [_ALONE[kind][1]] if is_short else self._kinds[kind][2](operations, rows)
-            for (kind, operations), is_short, rows in zip(groups, short, answers, strict=True)
-        ]
+        for kind, operations in groups:
+            if kind is StartWorkflow:
+                self._refuse_earlier_instances(operations)
+                is_plain = is_plain and all(start.parent_step is None for start in operations)
+        answers = self._pipeline.execute([self._statement(kind, rows, is_plain=is_plain) for kind, rows in groups])
+        if not is_plain:
+            look: dict[type, Callable[[Any, Answer], list[Any]]] = {
+                StartWorkflow: self._started,
+                RecordStep: self._recorded,
+                RecordOutcome: self._finished,
+            }
+            return [look[kind](rows, answer) for (kind, rows), answer in zip(groups, answers, strict=True)]
+        if any(answer.touched < len(rows) for (_, rows), answer in zip(groups, answers, strict=True)):
+            return self._send(groups, is_plain=False)
+        return [[_KINDS[kind].plain_result] * len(rows) for kind, rows in groups]
 
-    def _short_statement(self, kind: type, operation: Any) -> tuple[str, list[str | None]]:
-        self._refuse_earlier_instances(operation)
-        rendered = self._dialect.renderer.render(_ALONE[kind][0])
-        values = rendered.bind({**operation._asdict(), "instance": self._instance})
-        return rendered.sql, [value if value is None or type(value) is str else str(value) for value in values]
-
-    def _statement(self, kind: type, operations: Sequence[Any]) -> tuple[str, list[str | None]]:
-        self._refuse_earlier_instances(*operations)
-        sql, fields, _ = self._kinds[kind]
-        rendered = self._dialect.renderer.render(sql)
+    def _statement(self, kind: type, operations: Sequence[Any], *, is_plain: bool) -> tuple[str, list[str | None]]:
+        how = _KINDS[kind]
+        sql, fields = (how.plain_statement, how.plain_fields) if is_plain else (how.statement, how.fields)
         rows = map(_start_row, operations) if kind is StartWorkflow else operations
-        values: dict[str, Any] = dict(zip(fields, map(array_literal, zip(*rows, strict=True)), strict=True))
+        rendered = self._dialect.renderer.render(sql)
+        values: dict[str, Any] = dict(zip(fields, map(array_literal, zip(*rows, strict=True)), strict=False))
         values["instance"] = self._instance
         return rendered.sql, rendered.bind(values)
 
-    def _refuse_earlier_instances(self, *starts: Any) -> None:
+    def _refuse_earlier_instances(self, starts: Sequence[StartWorkflow]) -> None:
         for start in starts:
-            if type(start) is StartWorkflow and self._instance and start.owner_instance not in (None, self._instance):
+            if self._instance is not None and start.owner_instance not in (None, self._instance):
                 assert start.owner_instance is not None
                 raise ExecutorFencedError(start.owner_instance)  # made before this process registered anew
 
     # -- what the statements answered ---------------------------------------------------------------------------------
 
-    def _started(self, starts: Sequence[StartWorkflow], rows: Sequence[Row]) -> list[Started]:
-        if len(rows) == len(starts):
+    def _started(self, starts: Sequence[StartWorkflow], answer: Answer) -> list[Started]:
+        tokens = {row[0] for row in answer.rows}
+        if len(tokens) == len(starts):
             return [CREATED] * len(starts)
-        tokens = {row[0] for row in rows}
         refused = [start for start in starts if start.run_token not in tokens]
         if any(start.owner_instance is not None or start.parent_step is not None for start in refused):
             self._check_fence()
@@ -299,9 +288,9 @@ class PostgresWriter:
         rows = self._connection.all(SELECT_HOLDERS, queue_names=queue_names, deduplication_ids=deduplication_ids)
         return {(row.queue_name, row.deduplication_id): row for row in map(StatusRow._make, rows)}
 
-    def _recorded(self, steps: Sequence[RecordStep], rows: Sequence[Row]) -> list[StepRecorded]:
+    def _recorded(self, steps: Sequence[RecordStep], answer: Answer) -> list[StepRecorded]:
         count = str(len(steps))
-        if rows[0] == (count, count):
+        if answer.rows[0] == (count, count):
             return [RECORDED] * len(steps)
         self._check_fence()
         ids = [step.workflow_uuid for step in steps]
@@ -319,14 +308,14 @@ class PostgresWriter:
                 results.append(StepRecorded(status[step.workflow_uuid], None if row == step[:9] else row))
         return results
 
-    def _finished(self, outcomes: Sequence[RecordOutcome], rows: Sequence[Row]) -> list[OutcomeRecorded]:
-        if len(rows) == len(outcomes):
+    def _finished(self, outcomes: Sequence[RecordOutcome], answer: Answer) -> list[OutcomeRecorded]:
+        if answer.touched == len(outcomes):
             return [APPLIED] * len(outcomes)
         self._check_fence()
         ids = [outcome.workflow_uuid for outcome in outcomes]
         runs = self._connection.all(SELECT_RUNS, ids=ids, tokens=[outcome.run_token for outcome in outcomes])
-        # A final status under this token was set by an earlier execution whose answer was lost.
-        applied = {row[0] for row in rows} | {id for id, status in runs if status in ("SUCCESS", "ERROR")}
+        # A final status under this token was set just now, or by an earlier execution whose answer was lost.
+        applied = {workflow_id for workflow_id, status in runs if status in ("SUCCESS", "ERROR")}
         return [OutcomeRecorded(is_applied=outcome.workflow_uuid in applied) for outcome in outcomes]
 
     def _check_fence(self) -> None:
@@ -355,10 +344,6 @@ class PostgresWriter:
     def close(self) -> None:
         self._pipeline.close()
         self._raw.close()
-
-
-def _is_alone(operations: Sequence[Any]) -> bool:
-    return len(operations) == 1 and getattr(operations[0], "parent_step", None) is None
 
 
 def _start_row(start: StartWorkflow) -> tuple[Any, ...]:
