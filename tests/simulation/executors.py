@@ -137,6 +137,10 @@ class ObservedDatabase(SystemDatabase):
     def listen(self, on_wakeup: Callable[[str | None], None]) -> None:
         pass  # every round of a service is called anyway
 
+    def change(self, verb: Callable[..., Any], *arguments: Any) -> Any:
+        self._executor.stage.commits += 1
+        return super().change(verb, *arguments)
+
     def commit(self, *operations: Operation) -> Sequence[Any]:
         holds = self._executor.holds_of(operations)
         if "before" in holds:

@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import pytest
-from hypothesis import HealthCheck, Phase, note, seed, settings
+from hypothesis import HealthCheck, Phase, currently_in_test_context, note, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
@@ -36,7 +36,7 @@ from dbos._sysdb.wakeups import Signal
 from tests.postgres_server import MEMORY, PostgresServer
 from tests.simulation.executors import LEASE_S, Call, Executor, Kind, Place, Stage
 from tests.simulation.model import GIVEN_UP, UNFINISHED, Happening, Judge, Observer
-from tests.simulation.programs import Program, programs
+from tests.simulation.programs import Child, Hold, Program, Sleep, Step, programs
 from tests.simulation.stillness import simulated_wait
 
 CONFIG: DBOSConfig = {
@@ -63,8 +63,9 @@ KINDS: st.SearchStrategy[Kind] = st.sampled_from(["work", "work_async", "fragile
 class Simulation(RuleBasedStateMachine):
     """Executors on one database, and what users, operators and fate do to them."""
 
-    def __init__(self, config: DBOSConfig) -> None:
+    def __init__(self, url: str) -> None:
         super().__init__()
+        config: DBOSConfig = {**CONFIG, "system_database_url": url}
         settings = process_config(config)
         self.time = VirtualClock()
         self.stage = Stage(config)
@@ -223,7 +224,7 @@ class Simulation(RuleBasedStateMachine):
     @rule(which=NUMBERS)
     def let_go(self, which: int) -> None:
         place = _pick(self.places(), which)
-        note(f"{place} goes on")
+        tell(f"{place} goes on")
         happening = Happening(must_record=[place] if self.will_record(place) else [])
         with self.move(happening):
             self.stage.let_go(place)
@@ -261,9 +262,11 @@ class Simulation(RuleBasedStateMachine):
                 self.catch_up_with(executor)
 
     def catch_up_with(self, executor: Executor) -> None:
+        was_late, was = executor.state == "stale", executor.instance_id
         executor.state = "live"
         executor.renew()
         executor.look_about()  # before others have renewed theirs
+        assert was_late or executor.instance_id == was, f"I2: {executor} was declared dead by nobody who outlived it"
 
     # -- fate --------------------------------------------------------------------------------------------------------
 
@@ -278,7 +281,7 @@ class Simulation(RuleBasedStateMachine):
     def pause(self, which: int) -> None:
         """An executor is paused for longer than its lease; it goes on, and has not noticed yet."""
         executor = _pick(self.busy(), which)
-        note(f"{executor} is paused")
+        tell(f"{executor} is paused")
         with self.move():
             executor.freeze()
         self.advance(LEASE_S + PIECE_S, is_jump=False)
@@ -298,7 +301,7 @@ class Simulation(RuleBasedStateMachine):
         executor = _pick(self.there("live", "stale", "frozen"), which)
         # Shutting down would wait for what is held.
         may_leave = executor.state == "live" and all(place.executor is not executor for place in self.stage.places())
-        note(f"{executor}, which is {executor.state}, {fate}")
+        tell(f"{executor}, which is {executor.state}, {fate}")
         if fate == "is cut off" or (fate == "leaves" and not may_leave):
             self.crash(executor, is_seen=False)
             return
@@ -313,7 +316,7 @@ class Simulation(RuleBasedStateMachine):
                 self.catch_up_with(executor)
 
     def crash(self, executor: Executor, *, is_seen: bool) -> None:
-        note(f"{executor} crashes")
+        tell(f"{executor} crashes")
         with self.move():
             executor.crash(is_seen=is_seen)
         if len(self.there("live", "stale", "frozen")) < 2:
@@ -352,8 +355,17 @@ class Simulation(RuleBasedStateMachine):
             assert executor.engine.db.wakeups.keys() == []
 
 
+def tell(what: str) -> None:
+    """Have it printed with a play that failed."""
+    if currently_in_test_context():
+        note(what)
+
+
 def _pick(options: Sequence[T], number: int) -> T:
     return options[number % len(options)]
+
+
+# -- databases ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -361,19 +373,53 @@ def simulated_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Signal, "wait", simulated_wait)
 
 
-def play(number: int, make_database: Callable[[], str], drop_database: Callable[[str], None]) -> None:
+class Databases(NamedTuple):
+    """Where a simulation's databases come from."""
+
+    make: Callable[[], str]
+    drop: Callable[[str], None]
+
+
+@pytest.fixture
+def sqlite_databases(simulated_waits: None) -> Iterator[Databases]:
+    """In memory where there is such a place: these files are made and deleted by the hundred."""
+    with TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as directory:
+        template, numbers = Path(directory, "template.sqlite"), count(1)
+        settings = process_config({**CONFIG, "system_database_url": f"sqlite:///{template}"})
+        open_dialect(settings, process_tag="template").prepare(may_migrate=True)
+
+        def make() -> str:
+            path = Path(directory, f"{next(numbers)}.sqlite")
+            shutil.copy(template, path)
+            return f"sqlite:///{path}"
+
+        def drop(url: str) -> None:
+            Path(url.removeprefix("sqlite:///")).unlink()
+
+        yield Databases(make, drop)
+
+
+@pytest.fixture
+def postgres_databases(simulated_waits: None, postgres_server: PostgresServer, migrated_template: str) -> Databases:
+    return Databases(lambda: postgres_server.create_database(migrated_template), postgres_server.drop_database)
+
+
+# -- plays that Hypothesis makes up ------------------------------------------------------------------------------------
+
+
+def play(databases: Databases, number: int) -> None:
     """Play examples, each on a database of its own; ``number`` chooses the few that are always the same."""
 
     class OnItsOwnDatabase(Simulation):
         def __init__(self) -> None:
-            self.url = make_database()
-            super().__init__({**CONFIG, "system_database_url": self.url})
+            self.url = databases.make()
+            super().__init__(self.url)
 
         def teardown(self) -> None:
             try:
                 super().teardown()
             finally:
-                drop_database(self.url)
+                databases.drop(self.url)
 
     run_state_machine_as_test(
         OnItsOwnDatabase if EXAMPLES else seed(number)(OnItsOwnDatabase),
@@ -389,33 +435,66 @@ def play(number: int, make_database: Callable[[], str], drop_database: Callable[
     )
 
 
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    """In memory where there is such a place: these files are made and deleted by the hundred."""
-    with TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as name:
-        yield Path(name)
-
-
 @pytest.mark.timeout(0 if EXAMPLES else 600)
-@pytest.mark.usefixtures("simulated_waits")
-def test_nothing_is_lost_stranded_or_repeated_on_sqlite(directory: Path) -> None:
-    template = directory / "template.sqlite"
-    settings = process_config({**CONFIG, "system_database_url": f"sqlite:///{template}"})
-    open_dialect(settings, process_tag="template").prepare(may_migrate=True)
-    numbers = count(1)
-
-    def make_database() -> str:
-        path = directory / f"{next(numbers)}.sqlite"
-        shutil.copy(template, path)
-        return f"sqlite:///{path}"
-
-    play(1, make_database, lambda url: Path(url.removeprefix("sqlite:///")).unlink())
+def test_nothing_is_lost_stranded_or_repeated_on_sqlite(sqlite_databases: Databases) -> None:
+    play(sqlite_databases, 1)
 
 
 @pytest.mark.postgres
 @pytest.mark.timeout(0 if EXAMPLES else 600)
-@pytest.mark.usefixtures("simulated_waits")
-def test_nothing_is_lost_stranded_or_repeated_on_postgres(
-    postgres_server: PostgresServer, migrated_template: str
+def test_nothing_is_lost_stranded_or_repeated_on_postgres(postgres_databases: Databases) -> None:
+    play(postgres_databases, 2)
+
+
+# -- plays that have found something -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def simulation(request: pytest.FixtureRequest) -> Iterator[Simulation]:
+    """Two executors, to be led by hand; at the end everything is let go."""
+    databases: Databases = request.getfixturevalue(f"{request.param}_databases")
+    url = databases.make()
+    simulation = Simulation(url)
+    yield simulation
+    try:
+        simulation.teardown()
+    finally:
+        databases.drop(url)
+
+
+def test_a_run_whose_workflow_was_resumed_elsewhere_and_came_back_does_not_go_on(simulation: Simulation) -> None:
+    """It slept on, unknown to the table of runs, then executed a step that its successor had recorded."""
+    simulation.begin("work", Program((Sleep(50), Step())))
+
+    simulation.cancel(which=1, whose=0)
+    simulation.resume(which=0, whose=0)
+    simulation.advance(65, is_jump=False)
+
+    assert simulation.judge.seen.status("a") == "SUCCESS"
+
+
+@pytest.mark.parametrize("hold", [None, "body"])
+def test_a_start_that_hears_late_of_its_commit_leaves_a_later_run_alone(simulation: Simulation, hold: Hold) -> None:
+    """It took the later run's place and stopped it; or, that being finished, executed everything again."""
+    child = Child(Program((Step(hold),)), in_place=False, hold="after")
+    simulation.begin("work", Program((child,)))
+
+    simulation.cancel(which=0, whose=1)
+    simulation.resume(which=0, whose=1)
+    simulation.let_go(0)
+
+    assert simulation.judge.seen.status("a-1") == ("PENDING" if hold else "SUCCESS")
+
+
+def test_a_start_that_hears_of_its_commit_after_its_executor_was_declared_dead_executes_nothing(
+    simulation: Simulation,
 ) -> None:
-    play(2, lambda: postgres_server.create_database(migrated_template), postgres_server.drop_database)
+    """The process was paused between commit and answer; it registered anew, and executed what others had finished."""
+    child = Child(Program((Step(),)), in_place=False, hold="after")
+    simulation.begin("work", Program((child,)))
+
+    simulation.pause(0)
+    simulation.advance(2, is_jump=False)
+    simulation.let_go(0)
+
+    assert [effect.executor.number for effect in simulation.stage.effects] == [2]
