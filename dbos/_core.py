@@ -20,11 +20,12 @@ from dbos._context import Context, current_context, install, restore
 from dbos._engine.claims import claim_by_id, claim_from_queue
 from dbos._engine.direct import call_step, call_step_async
 from dbos._engine.engine import Engine
+from dbos._engine.execution import execute
 from dbos._engine.flow import drive, drive_async
 from dbos._engine.run import Run
 from dbos._engine.step import StepFunction, StepPolicy
 from dbos._engine.transaction import TransactionFunction, run_transaction
-from dbos._engine.workflow import call_workflow, execute
+from dbos._engine.workflow import call_workflow
 from dbos._error import DBOSException
 from dbos._registrations import ValidateArgs, get_or_create_func_info
 from dbos._registry import TEMPORARY_PREFIX, Kind, Registry, WorkflowFunction

@@ -9,9 +9,9 @@ from typing import Any
 
 from dbos._context import Context
 from dbos._engine.engine import Engine
+from dbos._engine.execution import note_cancelled
 from dbos._engine.flow import Commit, Flow, Read
 from dbos._engine.run import Run
-from dbos._engine.workflow import note_cancelled
 from dbos._error import DBOSBaseException, DBOSRecoveryError, DBOSWorkflowFunctionNotFoundError
 from dbos._ids import new_token
 from dbos._registrations import needs_receiver

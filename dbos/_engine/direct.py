@@ -14,9 +14,9 @@ from typing import Any
 from dbos._context import Context, install, restore
 from dbos._engine.engine import Engine
 from dbos._engine.flow import Outcome, Raised, Returned, caught, drive, drive_async
+from dbos._engine.outcome import reveal
 from dbos._engine.run import Run
 from dbos._engine.step import StepFunction, encode_step, record_step, run_step, step_context
-from dbos._engine.workflow import reveal
 from dbos._sysdb.operations import RECORDED
 
 __all__ = ["call_step", "call_step_async"]

@@ -13,8 +13,8 @@ from typing import Any
 from dbos._context import Context
 from dbos._engine.engine import Engine
 from dbos._engine.flow import Expired, Flow, Invoke, Limit, Outcome, Pause, Raised, Returned, conclude
+from dbos._engine.records import commit_step, replayed
 from dbos._engine.run import Run
-from dbos._engine.workflow import commit_step, replayed
 from dbos._error import DBOSException, DBOSMaxStepRetriesExceeded, DBOSStepTimeoutError, DBOSWorkflowConflictIDError
 from dbos._registrations import DBOSFuncInfo, required_roles_of
 from dbos._sysdb.operations import RecordStep

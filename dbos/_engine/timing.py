@@ -13,8 +13,8 @@ from weakref import WeakKeyDictionary
 from dbos._context import current_context
 from dbos._engine.engine import Engine
 from dbos._engine.flow import Flow, Pause, drive_async
+from dbos._engine.records import commit_step
 from dbos._engine.run import Run
-from dbos._engine.workflow import commit_step
 from dbos._error import DBOSException
 from dbos._sysdb.operations import RecordStep
 from dbos._sysdb.wakeups import Signal

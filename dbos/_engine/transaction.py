@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from dbos._context import Context, install, restore
 from dbos._engine.engine import Engine
 from dbos._engine.flow import Outcome, Raised, Returned, drive
+from dbos._engine.outcome import reveal
+from dbos._engine.records import commit_step, replayed
 from dbos._engine.run import Run
 from dbos._engine.step import encode_step, wait_for_lease
-from dbos._engine.workflow import commit_step, replayed, reveal
 from dbos._error import DBOSBaseException, DBOSWorkflowConflictIDError
 from dbos._registrations import DBOSFuncInfo, required_roles_of
 from dbos._sysdb.operations import RecordStep

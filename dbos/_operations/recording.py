@@ -7,7 +7,7 @@ from typing import TypeVar
 from dbos._context import current_context
 from dbos._engine.engine import Engine
 from dbos._engine.flow import Flow, Raised, conclude
-from dbos._engine.workflow import commit_step, replayed
+from dbos._engine.records import commit_step, replayed
 from dbos._sysdb.operations import RecordStep
 
 __all__ = ["recorded", "refuse_in_transaction"]

@@ -9,9 +9,12 @@ from typing import Any
 
 from dbos._context import Context, current_context
 from dbos._engine.engine import Engine
+from dbos._engine.execution import note_cancelled
 from dbos._engine.flow import Commit, Flow, Read, conclude
+from dbos._engine.outcome import GET_RESULT, await_outcome, record_result
+from dbos._engine.records import replayed
 from dbos._engine.run import Run
-from dbos._engine.workflow import GET_RESULT, await_outcome, begin, note_cancelled, record_result, replayed
+from dbos._engine.start import begin
 from dbos._error import DBOSNonExistentWorkflowError, DBOSWorkflowFunctionNotFoundError
 from dbos._operations.recording import recorded, refuse_in_transaction
 from dbos._registrations import get_dbos_func_name

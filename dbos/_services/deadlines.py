@@ -7,9 +7,9 @@ import itertools
 import threading
 
 from dbos._engine.engine import Engine
+from dbos._engine.execution import note_cancelled
 from dbos._engine.flow import drive
 from dbos._engine.run import Run
-from dbos._engine.workflow import note_cancelled
 from dbos._services.service import Service
 
 __all__ = ["Deadlines"]

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from dbos import DBOS, SetWorkflowID
+from dbos._engine.execution import note_cancelled
 from dbos._engine.flow import drive
-from dbos._engine.workflow import note_cancelled
 from dbos._error import DBOSAwaitedWorkflowCancelledError, DBOSWorkflowCancelledError
 from tests.integration.histories import PATIENCE_S, engine, eventually, recorded, row
 

@@ -21,10 +21,11 @@ from dbos._context import Context
 from dbos._core import decorate_step, decorate_workflow
 from dbos._dbos_config import process_config
 from dbos._engine.engine import Engine
+from dbos._engine.execution import execute
 from dbos._engine.flow import drive, drive_async
 from dbos._engine.run import Run
+from dbos._engine.start import begin
 from dbos._engine.step import StepPolicy
-from dbos._engine.workflow import begin, execute
 from dbos._error import DBOSNonExistentWorkflowError
 from dbos._ids import new_token
 from dbos._registry import Registry

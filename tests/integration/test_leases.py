@@ -18,8 +18,8 @@ from dbos._dbos_config import process_config
 from dbos._engine.engine import Engine
 from dbos._engine.flow import drive
 from dbos._engine.run import Run
+from dbos._engine.start import begin
 from dbos._engine.step import wait_for_lease
-from dbos._engine.workflow import begin
 from dbos._error import ExecutorFencedError
 from dbos._registry import Registry
 from dbos._services.leases import Leases

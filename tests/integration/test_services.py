@@ -17,7 +17,7 @@ from dbos._dbos_config import process_config
 from dbos._engine.engine import Engine, workflow_key
 from dbos._engine.flow import drive
 from dbos._engine.run import Run
-from dbos._engine.workflow import begin
+from dbos._engine.start import begin
 from dbos._error import ExecutorFencedError
 from dbos._operations.lifecycle import Runtime
 from dbos._registry import Registry

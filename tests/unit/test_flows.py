@@ -12,11 +12,11 @@ from dbos._clock import VirtualClock
 from dbos._context import Context, current_context, install, restore
 from dbos._dbos_config import process_config
 from dbos._engine.engine import Engine
+from dbos._engine.execution import execute
 from dbos._engine.flow import Commit, Flow, Invoke, Pause, Raised, Read, Returned, conclude, drive
 from dbos._engine.run import Run, Runs
 from dbos._engine.step import StepFunction, StepPolicy, run_step
 from dbos._engine.timing import sleep
-from dbos._engine.workflow import execute
 from dbos._error import (
     DBOSException,
     DBOSMaxStepRetriesExceeded,

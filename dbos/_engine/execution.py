@@ -1,0 +1,124 @@
+"""Executing a run to its end, which is recorded under its token.
+
+A run that finds it is no longer the owner (cancelled, taken over, deleted) parks: it writes nothing more, and whoever
+waits gets the outcome of the execution that owns the row.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from dbos._engine.engine import Engine
+from dbos._engine.flow import Commit, Flow, Invoke, Outcome, Raised, Read, Returned
+from dbos._engine.records import as_exception
+from dbos._engine.run import Run
+from dbos._error import (
+    DBOSBaseException,
+    DBOSDatabaseUnavailableError,
+    DBOSException,
+    ExecutorFencedError,
+)
+from dbos._registrations import required_roles_of
+from dbos._registry import TEMPORARY_PREFIX
+from dbos._sysdb.operations import RecordOutcome, call
+from dbos._sysdb.rows import StatusRow
+
+__all__ = ["execute", "note_cancelled"]
+
+logger = logging.getLogger("dbos.workflow")
+
+
+def execute(engine: Engine, run: Run) -> Flow[None]:
+    """Execute a run to its end; it has an outcome then, unless it parked."""
+    try:
+        if run.is_interrupted or (yield from _is_overdue(engine, run)):
+            return
+        outcome = yield from _attempt(run)
+        if isinstance(outcome, Raised) and isinstance(outcome.error, DBOSBaseException):
+            _note_loss(engine, run, outcome.error)
+            return
+        yield from _finish(engine, run, outcome)
+    except ExecutorFencedError as error:
+        _note_loss(engine, run, error)
+    finally:
+        engine.runs.remove(run)
+
+
+def _is_overdue(engine: Engine, run: Run) -> Flow[bool]:
+    """Whether the deadline of a run that is about to begin has passed already: then it is cancelled."""
+    if run.deadline_ms is None:
+        return False
+    now_ms = engine.db.now_ms()
+    if run.deadline_ms > now_ms:
+        engine.watch_deadline(run)
+        return False
+    results = yield Commit((call(engine.db.workflows.cancel_overdue, [run.workflow_id], now_ms),))
+    yield from note_cancelled(engine, results[0])
+    return True
+
+
+def _finish(engine: Engine, run: Run, outcome: Outcome) -> Flow[None]:
+    record, outcome = _encode_outcome(engine, run, outcome)
+    try:
+        results = yield Commit((record,))
+    except DBOSDatabaseUnavailableError:
+        raise
+    except Exception as error:
+        if not engine.db.dialect.refuses_value(error):
+            raise  # it stays PENDING, and is executed again from what is recorded
+        # The database refuses this very record (too large, say). It would do so in every execution, so it is the
+        # outcome, and not a reason to begin again.
+        logger.error("the outcome of workflow %s cannot be stored: %s", run.workflow_id, error)
+        refusal = DBOSException(
+            f"The outcome of workflow {run.workflow_id} could not be stored: {type(error).__name__}."
+        )
+        record, outcome = _encode_outcome(engine, run, Raised(refusal))
+        results = yield Commit((record,))
+    if results[0].is_applied:
+        run.outcome = outcome
+        engine.finished(run.workflow_id)
+
+
+def note_cancelled(engine: Engine, workflow_ids: Sequence[str]) -> Flow[None]:
+    """Workflows were cancelled, durably: interrupt those that run here and wake whoever waits for them."""
+    for workflow_id in workflow_ids:
+        run = engine.runs.get(workflow_id)
+        if run is not None:
+            # The workflow may have been resumed meanwhile, and this be its next run.
+            row: StatusRow | None = yield Read(engine.db.workflows.get, (workflow_id,))
+            if row is None or row.status == "CANCELLED" or row.run_token != run.run_token:
+                run.cancel()
+        engine.finished(workflow_id)
+
+
+def _attempt(run: Run) -> Flow[Outcome]:
+    function = run.function
+    required = required_roles_of(function.info, run.args)
+    try:
+        run.context = run.context.with_role(required, function.name.removeprefix(TEMPORARY_PREFIX))
+    except Exception as error:
+        return Raised(error)
+    outcome: Outcome = yield Invoke(run.context, function.func, run.args, run.kwargs)
+    return outcome
+
+
+def _note_loss(engine: Engine, run: Run, error: BaseException) -> None:
+    if isinstance(error, ExecutorFencedError):
+        run.lose()
+        engine.check_lease()
+    logger.info("workflow %s stopped before its end: %s", run.workflow_id, error)
+
+
+def _encode_outcome(engine: Engine, run: Run, outcome: Outcome) -> tuple[RecordOutcome, Outcome]:
+    """The record of an outcome; a value that cannot be serialized makes it an error."""
+    now_ms = engine.db.now_ms()
+    if isinstance(outcome, Returned):
+        try:
+            text, name = engine.serialization.dump_value(outcome.value, run.format)
+        except Exception as error:
+            outcome = Raised(error)
+        else:
+            return RecordOutcome(run.workflow_id, run.run_token, "SUCCESS", text, None, name, now_ms), outcome
+    text, name = engine.serialization.dump_error(as_exception(outcome.error), run.format)
+    return RecordOutcome(run.workflow_id, run.run_token, "ERROR", None, text, name, now_ms), outcome
