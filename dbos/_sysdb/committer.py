@@ -102,7 +102,7 @@ class Committer:
         self._leader: Unit | _OurThread | None = None
         self._interrupted: deque[ThreadUnit] = deque()
         self._is_suspect = False
-        self._expected = 0  # the size of the last batch: so many may come back soon
+        self._expected = 0  # units of the last batch and those that waited for it: so many there may be soon
         self._is_closing = False  # not an Event: an interrupt within its wait() can leave its lock held
         self._thread: threading.Thread | None = None
 
@@ -253,8 +253,8 @@ class Committer:
         if batch:
             self._execute(batch)
         self._keep_up()
+        self._expected = len(batch) + len(self._queue)
         self._hand_over(leader)
-        self._expected = len(batch)
         if batch != [leader]:  # whoever commits alone is awake
             wake(batch)
 

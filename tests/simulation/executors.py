@@ -220,6 +220,7 @@ class Executor:
         self.behind: set[str] = set()  # workflows that others cancelled or resumed, which it has not heard of yet
         self.calls: list[Call] = []
         self._has_lost = False
+        self._is_late = False
         self._holds: dict[tuple[str, int], Hold] = {}
         self.clock = SimulatedClock(now_s)
         self.loop = SimulatedLoop(stage.activity, self.clock)
@@ -293,7 +294,9 @@ class Executor:
         self._renewed_at = self.clock.monotonic()
         self.runtime._leases.renew_once()
         self.runtime._leases.reconcile_once()
-        self.instance_id = self.engine.instance_id
+        is_late, self._is_late = self._is_late, False
+        known_as, self.instance_id = self.instance_id, self.engine.instance_id
+        assert is_late or self.instance_id == known_as, f"I2: {self} was declared dead by nobody who outlived it"
         self.behind.clear()
 
     # -- what befalls it ---------------------------------------------------------------------------------------------
@@ -305,6 +308,7 @@ class Executor:
     def thaw(self) -> None:
         """Its threads go on; its services have still to notice how much time has passed."""
         self.state, self.clock.is_frozen = "stale", False
+        self._is_late = True
         self.clock.ring()
 
     def crash(self, *, is_seen: bool) -> None:
