@@ -113,7 +113,10 @@ class ApplicationDatabase:
 
         @sa.event.listens_for(self.engine, "begin")
         def begin(connection: sa.Connection) -> None:
-            begin_immediate(connection.connection.driver_connection)  # type: ignore[arg-type]  # a sqlite3.Connection
+            try:
+                begin_immediate(connection.connection.driver_connection)  # type: ignore[arg-type]  # a sqlite3.Connection
+            except Exception as error:  # SQLAlchemy wraps what its own statements raise, not what a listener does
+                raise sa.exc.OperationalError("BEGIN IMMEDIATE", None, error) from error
 
     def turn(self, purpose: str) -> AbstractContextManager[Any]:
         """Wait for the right to write: SQLite has one writer, and fairness among threads is better kept here."""
@@ -171,12 +174,11 @@ class ApplicationDatabase:
         """Whether a transaction that failed so may succeed when it is run again."""
         if isinstance(error, sa.exc.TimeoutError):
             return True  # all connections of the pool are in use
-        # What fails while an SQLite transaction begins is not wrapped: that happens in a listener of ours.
-        code = getattr(getattr(error, "orig", error), "sqlite_errorcode", None)
+        if not isinstance(error, sa.exc.DBAPIError):
+            return False  # the user's own, even if another database raised it
+        code = getattr(error.orig, "sqlite_errorcode", None)
         if code is not None:
             return code & 0xFF in SQLITE_RETRYABLE_CODES
-        if not isinstance(error, sa.exc.DBAPIError):
-            return False
         if error.connection_invalidated:
             return True
         sqlstate = getattr(error.orig, "sqlstate", None)

@@ -75,14 +75,14 @@ def decorate_workflow(
     if is_async:
 
         async def call_async(*args: Any, **kwargs: Any) -> Any:
-            engine = registry.engine or _no_engine(registry, registered_name)
+            engine = _engine_of(registry, registered_name)
             return await drive_async(engine, call_workflow(engine, function, args, kwargs))
 
         wrapper = call_async
     else:
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            engine = registry.engine or _no_engine(registry, registered_name)
+            engine = _engine_of(registry, registered_name)
             return drive(engine, call_workflow(engine, function, args, kwargs))
 
         wrapper = call
@@ -106,7 +106,7 @@ def decorate_step(
             context = current_context()
             if context is None or context.run is None or context.step_id is not None:
                 return await func(*args, **kwargs)
-            engine = registry.engine or _no_engine(registry, registered_name)
+            engine = _engine_of(registry, registered_name)
             return await call_step_async(engine, context.run, context, step, args, kwargs)
 
         wrapper = call_async
@@ -116,7 +116,7 @@ def decorate_step(
             context = current_context()
             if context is None or context.run is None or context.step_id is not None:
                 return func(*args, **kwargs)
-            engine = registry.engine or _no_engine(registry, registered_name)
+            engine = _engine_of(registry, registered_name)
             return call_step(engine, context.run, context, step, args, kwargs)
 
         wrapper = call
@@ -143,7 +143,7 @@ def decorate_transaction(
     transaction = TransactionFunction(registered_name, func, isolation_level, info)
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        engine = registry.engine or _no_engine(registry, registered_name)
+        engine = _engine_of(registry, registered_name)
         context = current_context()
         if context is None or context.run is None:
             return drive(engine, call_workflow(engine, around, args, kwargs))
@@ -156,8 +156,16 @@ def decorate_transaction(
     return wrapped
 
 
-def _no_engine(registry: Registry[Engine], name: str) -> Engine:
-    """Stop a run that outlived ``DBOS.destroy``: the call has not failed. Anybody else is told what is missing."""
+def _engine_of(registry: Registry[Engine], name: str) -> Engine:
+    return registry.engine or engine_or_interrupt(registry, name)
+
+
+def engine_or_interrupt(registry: Registry[Engine], name: str) -> Engine:
+    """Stop a run that outlived ``DBOS.destroy``: its call has not failed. Anybody else is told what is missing.
+
+    Raises:
+        DBOSException: there is no DBOS object.
+    """
     context = current_context()
     if context is not None and context.run is not None:
         context.run.check_interrupted()

@@ -12,7 +12,7 @@ import asyncio
 import atexit
 import logging
 import os
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, TypeVar, get_args, overload
 
 from dbos._bridge import Bridge, refuse_running_loop
@@ -645,7 +645,7 @@ class DBOS:
     @classmethod
     async def asyncio_wait(
         cls,
-        fs: Collection[Awaitable[Any]],
+        fs: Iterable[Awaitable[Any]],
         *,
         timeout: float | None = None,
         return_when: str = asyncio.ALL_COMPLETED,

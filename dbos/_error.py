@@ -32,6 +32,7 @@ The tree, with the stable code of each class in parentheses::
             ├── DBOSWorkflowIDInUseError                         (27)
             ├── DBOSStepNondeterminismError                      (28)
             ├── DBOSDatabaseUnavailableError                     (1001)
+            │   └── DatabaseGoneError
             ├── DBOSSerializationNotAllowedError                 (1003)
             └── DBOSDeserializationError                         (1004)
 
@@ -75,6 +76,7 @@ __all__ = [
     "DBOSWorkflowConflictIDError",
     "DBOSWorkflowFunctionNotFoundError",
     "DBOSWorkflowIDInUseError",
+    "DatabaseGoneError",
     "ExecutorFencedError",
     "MaxRecoveryAttemptsExceededError",
 ]
@@ -243,6 +245,10 @@ class DBOSDatabaseUnavailableError(DBOSException):
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
+
+
+class DatabaseGoneError(DBOSDatabaseUnavailableError):
+    """The database that is open is not the one that others find under its name any more, and never will be again."""
 
 
 class DBOSConflictingRegistrationError(DBOSException):

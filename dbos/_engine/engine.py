@@ -61,6 +61,7 @@ class Engine:
         self.check_lease: Callable[[], None] = lambda: None
         self._db: SystemDatabase | None = None
         self._is_closed = False
+        self._failure: DBOSDatabaseUnavailableError | None = None
         self._is_fork = False
         self._abandoned: tuple[object, ...] = ()
         self._application_database: ApplicationDatabase | None = None
@@ -117,13 +118,21 @@ class Engine:
         self._application_lock = threading.Lock()  # another thread of the parent may hold the old one
 
     def check_open(self) -> None:
-        """Refuse to go on after :meth:`close`.
+        """Refuse to go on after :meth:`close` or :meth:`fail`.
 
         Raises:
-            DBOSDatabaseUnavailableError: it was called.
+            DBOSDatabaseUnavailableError: one of them was called.
         """
+        if self._failure is not None:
+            raise type(self._failure)(str(self._failure))
         if self._is_closed:
             raise DBOSDatabaseUnavailableError(DESTROYED)
+
+    def fail(self, error: DBOSDatabaseUnavailableError) -> None:
+        """The database will not come back: tell whoever waits for it."""
+        logger.critical("%s", error)
+        self._failure = error
+        self.db.wakeups.fire(self.db.wakeups.keys())
 
     def close(self) -> None:
         """Disconnect; whoever still waits for a workflow's outcome is told so."""
@@ -247,7 +256,7 @@ class Loops:
         Unless ``for_good``, our own is started anew when it is needed again.
         """
         with self._lock:
-            self._is_closed = for_good
+            self._is_closed = self._is_closed or for_good
             own, self._own = self._own, None
         current = asyncio.current_task() if _running_loop() is not None else None
         for task in list(self._tasks):

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import json
 import logging
-from collections.abc import Awaitable, Collection, Sequence
+from collections.abc import Awaitable, Collection, Iterable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -91,7 +91,7 @@ def sleep_until_recorded(engine: Engine, run: Run, function_id: int, seconds: fl
 
 async def asyncio_wait(
     engine: Engine | None,
-    fs: Collection[Awaitable[Any]],
+    fs: Iterable[Awaitable[Any]],
     *,
     timeout: float | None = None,
     return_when: str = asyncio.ALL_COMPLETED,
@@ -109,6 +109,7 @@ async def asyncio_wait(
     assert context.run is not None
     run = context.run
     function_id = run.next_function_id()
+    fs = fs if isinstance(fs, set | frozenset) else list(fs)
     try:
         run.check_interrupted()
         recorded = run.recorded(function_id, ASYNCIO_WAIT)
@@ -148,10 +149,10 @@ async def asyncio_wait(
 
 
 def _in_order(awaitables: Collection[Awaitable[Any]]) -> Sequence[Awaitable[Any]]:
-    if isinstance(awaitables, Sequence):
+    if isinstance(awaitables, list):
         return awaitables
     try:
-        return sorted(awaitables, key=_places.__getitem__)  # type: ignore[arg-type]  # others are not found, or no keys
+        return sorted(awaitables, key=_places.__getitem__)
     except (KeyError, TypeError):
         raise TypeError(
             "DBOS.asyncio_wait() was given a set. Its order differs from one execution to the next: pass a list. "
@@ -159,7 +160,7 @@ def _in_order(awaitables: Collection[Awaitable[Any]]) -> Sequence[Awaitable[Any]
         ) from None
 
 
-def _futures(awaitables: Collection[Awaitable[Any]]) -> list[asyncio.Future[Any]]:
+def _futures(awaitables: Iterable[Awaitable[Any]]) -> list[asyncio.Future[Any]]:
     return [asyncio.ensure_future(awaitable) for awaitable in awaitables]
 
 

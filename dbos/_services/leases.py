@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from dbos._engine.engine import Engine
 from dbos._engine.run import Run
+from dbos._error import DatabaseGoneError
 from dbos._ids import new_instance_id
 from dbos._services.process import own_identity
 from dbos._services.service import Service
@@ -39,7 +40,11 @@ class Leases(Service):
 
     def work_once(self) -> float | None:
         """Renew, then look after our own runs."""
-        self.renew_once()
+        try:
+            self.renew_once()
+        except DatabaseGoneError as error:
+            self._engine.fail(error)
+            return None
         self.reconcile_once()
         return self._lease_s / RENEWALS_PER_LEASE
 

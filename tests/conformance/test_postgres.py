@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -478,6 +479,79 @@ def test_without_listen_and_notify_nothing_is_listened_to_and_nothing_sent(
     assert listening == (0,)
     silent.close()
     assert heard == []
+
+
+# -- the end of a batch -----------------------------------------------------------------------------------------------
+
+
+FAIL_AT_COMMIT = """
+CREATE SEQUENCE dbos.commits;
+CREATE FUNCTION dbos.fail_once() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  IF nextval('dbos.commits') = 1 THEN {what}; END IF;
+  RETURN NULL;
+END $$;
+CREATE CONSTRAINT TRIGGER fail_once AFTER INSERT ON dbos.operation_outputs
+DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION dbos.fail_once();
+"""
+
+
+@pytest.mark.parametrize(
+    "what",
+    ["RAISE EXCEPTION 'at commit' USING ERRCODE = '40001'", "PERFORM pg_terminate_backend(pg_backend_pid())"],
+    ids=["serialization failure", "connection lost"],
+)
+def test_a_batch_that_fails_when_it_is_committed_is_repeated(
+    db: SystemDatabase, psql: psycopg.Connection[Any], what: str
+) -> None:
+    """The answer to COMMIT comes at the end of the pipeline, after those of the statements."""
+    begin(db, start())
+    psql.execute(FAIL_AT_COMMIT.format(what=what).encode())
+
+    results = db.commit(step(), start("another"))
+
+    assert results == [StepRecorded("PENDING", None), (True, None, None)]
+    assert db.commit(step("w", 2), start("third")) == results
+
+
+def test_an_interrupt_in_a_batch_with_a_call_costs_those_after_it_nothing(
+    db: SystemDatabase, psql: psycopg.Connection[Any], migrated_postgres_url: str
+) -> None:
+    begin(db, start())
+    with psycopg.connect(migrated_postgres_url) as holding:
+        holding.execute("LOCK TABLE dbos.application_versions IN ACCESS EXCLUSIVE MODE")
+        waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        main = threading.main_thread().ident
+        assert main is not None
+
+        def interrupt() -> None:
+            eventually(lambda: psql.execute(waiting.encode()).fetchone() != (0,))
+            signal.pthread_kill(main, signal.SIGINT)
+            holding.rollback()
+
+        interrupting = threading.Thread(target=interrupt)
+        interrupting.start()
+
+        with pytest.raises(KeyboardInterrupt):
+            db.commit(step(), call(lambda connection: connection.all("SELECT * FROM dbos.application_versions")))
+        interrupting.join()
+
+    assert record(db, step("w", 2)) == StepRecorded("PENDING", None)
+    assert len(steps(db, "w")) == 2
+
+
+def test_text_is_utf8_whatever_the_client_is_told(
+    db: SystemDatabase, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGCLIENTENCODING", "latin1")
+    begin(db, start())
+    other = SystemDatabase(settings, SystemClock(), "tag")
+
+    recorded = [other.commit(step("w", 1, output='"é €"'))[0], other.commit(step("w", 1, output='"é €"'))[0]]
+
+    other.close()
+    assert recorded == [StepRecorded("PENDING", None)] * 2
+    assert steps(db, "w")[0].output == '"é €"'
 
 
 # -- plans ------------------------------------------------------------------------------------------------------------

@@ -676,6 +676,26 @@ def test_a_loop_over_first_completed_survives_a_crash_at_any_point(dbos: type[DB
         assert gates.passed == expected[survivors:]
 
 
+@pytest.mark.parametrize("kind", ["values", "keys", "generator"])
+async def test_whatever_has_an_order_can_be_waited_for_durably(dbos: type[DBOS], kind: str) -> None:
+    @dbos.step()
+    async def step(number: int) -> int:
+        return number
+
+    @dbos.workflow()
+    async def workflow() -> list[int]:
+        tasks = {asyncio.ensure_future(step(number)): number for number in range(3)}
+        collections = {"values": {number: task for task, number in tasks.items()}.values(), "keys": tasks.keys()}
+        given = collections.get(kind, (task for task in tasks))
+        done, pending = await dbos.asyncio_wait(given)
+        assert not pending
+        return sorted(task.result() for task in done)
+
+    dbos.launch()
+
+    assert await workflow() == [0, 1, 2]
+
+
 async def test_an_unordered_collection_cannot_be_waited_for_durably(dbos: type[DBOS]) -> None:
     @dbos.workflow()
     async def workflow() -> None:

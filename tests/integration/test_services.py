@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from dbos._engine.engine import Engine, workflow_key
 from dbos._engine.flow import drive
 from dbos._engine.run import Run
 from dbos._engine.start import begin
-from dbos._error import ExecutorFencedError
+from dbos._error import DBOSDatabaseUnavailableError, ExecutorFencedError
 from dbos._operations.lifecycle import Runtime
 from dbos._registry import Registry
 from dbos._services import deadlines
@@ -341,3 +342,31 @@ def _instances() -> list[Any]:
     assert _process.runtime is not None
     db = _process.runtime.engine.db
     return db.read(db.executors.list)
+
+
+def test_whoever_waits_is_told_that_the_database_file_was_deleted(sqlite_url: str, tmp_path: Path) -> None:
+    DBOS.destroy(destroy_registry=True)
+    DBOS(config={"name": "test-app", "system_database_url": sqlite_url, "lease_s": 0.3})
+    begun, go_on = threading.Event(), threading.Event()
+
+    @DBOS.step()
+    def step() -> None:
+        begun.set()
+        go_on.wait()
+
+    @DBOS.workflow()
+    def workflow() -> None:
+        step()
+
+    DBOS.launch()
+    try:
+        handle = DBOS.start_workflow(workflow)
+        begun.wait()
+        for file in tmp_path.glob("dbos.sqlite*"):
+            file.unlink()
+        go_on.set()
+
+        with pytest.raises(DBOSDatabaseUnavailableError, match="replaced or deleted"):
+            handle.get_result()
+    finally:
+        DBOS.destroy(destroy_registry=True)

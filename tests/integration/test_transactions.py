@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -811,3 +812,17 @@ def test_transactions_are_logged_when_they_run_and_when_they_are_replayed(
 
     assert "Running transaction, id: 1, name: add" in caplog.text
     assert "Replaying transaction, id: 1, name: add" in caplog.text
+
+
+def test_an_error_of_some_other_sqlite_file_is_the_transactions_own(launched: type[DBOS], tmp_path: Path) -> None:
+    """It looks like one of ours that is worth another attempt, and would be repeated for ever."""
+    attempts: list[int] = []
+
+    def open_another() -> None:
+        attempts.append(1)
+        sqlite3.connect(tmp_path / "missing" / "another.sqlite")
+
+    with pytest.raises(sqlite3.OperationalError, match="unable to open"):
+        launched.transaction()(open_another)()
+
+    assert attempts == [1]

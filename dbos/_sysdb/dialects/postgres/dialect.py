@@ -73,7 +73,7 @@ class PostgresDialect:
         self.renderer = Renderer("numbered", quote_identifier(schema) + ".")
         self.process_tag = process_tag
         self.channel = "dbos_" + hashlib.sha256(schema.encode()).hexdigest()[:16]
-        self._conninfo = make_conninfo(**{**KEEPALIVES, **conninfo})
+        self._conninfo = make_conninfo(**{**KEEPALIVES, **conninfo, "client_encoding": "UTF8"})
         self._schema = schema
         self._may_listen = may_listen
         self._prepare_threshold = prepare_threshold

@@ -30,7 +30,7 @@ _Selector: type[selectors.BaseSelector] = getattr(selectors, "PollSelector", sel
 
 
 class Pipeline:
-    """Sends statements over a psycopg connection that is in autocommit mode and idle."""
+    """Sends statements over a psycopg connection that waits for nothing, within a transaction of its or without."""
 
     def __init__(self, raw: psycopg.Connection[Any], *, may_prepare: bool) -> None:
         self._raw = raw
@@ -47,24 +47,36 @@ class Pipeline:
             psycopg.Error: one of them failed, and with it all, or the connection was lost.
         """
         encoded = [(self._prepare(sql), [_encode(value) for value in values]) for sql, values in statements]
-        pgconn = self._pgconn
-        if len(encoded) == 1:
-            self._send(*encoded[0])
-            self._flush()
-            results = list(self._results())
-        else:
-            pgconn.enter_pipeline_mode()
-            for name, values in encoded:
-                self._send(name, values)
-            pgconn.pipeline_sync()
-            self._flush()
-            results = [result for _ in encoded for result in self._results()]
-            self._wait()
-            pgconn.get_result()  # the end of the pipeline
-            pgconn.exit_pipeline_mode()
+        try:
+            results = self._exchange(encoded)
+        except BaseException:
+            self._raw.close()  # between a statement and its answer: what comes next on it belongs to nobody
+            raise
         for result in results:
             self._check(result)
         return [Answer(_rows(result), result.command_tuples or 0) for result in results]
+
+    def _exchange(self, statements: Sequence[tuple[bytes, Sequence[bytes | None]]]) -> list[pq.abc.PGresult]:
+        pgconn = self._pgconn
+        if len(statements) == 1:
+            self._send(*statements[0])
+            self._flush()
+            return list(self._results())
+        pgconn.enter_pipeline_mode()
+        for name, values in statements:
+            self._send(name, values)
+        pgconn.pipeline_sync()
+        self._flush()
+        results = [result for _ in statements for result in self._results()]
+        while True:  # the transaction is committed at the end of the pipeline, and that can fail too
+            self._wait()
+            result = pgconn.get_result()
+            if result is not None and result.status == pq.ExecStatus.PIPELINE_SYNC:
+                break
+            if result is not None:
+                results.append(result)
+        pgconn.exit_pipeline_mode()
+        return results
 
     def _prepare(self, sql: str) -> bytes:
         if not self._may_prepare:

@@ -155,6 +155,9 @@ WHERE w.workflow_uuid = i.workflow_uuid AND w.run_token = i.run_token AND w.stat
 SELECT_FENCE = "SELECT 1 FROM dbos.executor_instances WHERE instance_id = :instance"
 
 
+_IN_TRANSACTION = (psycopg.pq.TransactionStatus.INTRANS, psycopg.pq.TransactionStatus.INERROR)
+
+
 class _Kind(NamedTuple):
     """How operations of one kind are written: the plain case first, which only counts what it wrote."""
 
@@ -190,11 +193,11 @@ class PostgresWriter:
             raw.execute("SET enable_hashjoin = off")
             raw.execute("SET enable_mergejoin = off")
             raw.execute("SET plan_cache_mode = force_generic_plan")
+            pipeline = Pipeline(raw, may_prepare=raw.prepare_threshold is not None)
         except BaseException:
             raw.close()
             raise
-        self._raw = raw
-        self._pipeline = Pipeline(raw, may_prepare=raw.prepare_threshold is not None)
+        self._raw, self._pipeline = raw, pipeline
         # psycopg forgets its own prepared statements after a rollback, with DEALLOCATE ALL: ours would go with them.
         raw.prepare_threshold = None
         self._connection = PostgresConnection(raw, self._dialect.renderer)
@@ -213,8 +216,10 @@ class PostgresWriter:
             results.append([verb(self._connection, *arguments) for verb, arguments in groups[-1][1]])
             self._raw.execute("COMMIT")
         except BaseException:
-            if not self._raw.closed and self._raw.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
+            if self._raw.info.transaction_status in _IN_TRANSACTION:
                 self._raw.rollback()
+            else:
+                self._raw.close()  # it was interrupted before an answer came, and can do no more
             raise
         return results
 

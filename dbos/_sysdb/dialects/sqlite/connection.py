@@ -101,7 +101,7 @@ def patiently(write: Callable[[], sqlite3.Cursor], patience_s: float) -> sqlite3
         try:
             return write()
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_BUSY:
                 raise
             now = time.monotonic()
             if deadline is None:

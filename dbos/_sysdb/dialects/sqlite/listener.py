@@ -20,7 +20,10 @@ logger = logging.getLogger("dbos.sqlite")
 
 
 class SQLiteListener:
-    """Notices other processes' commits: the writer looks at ``data_version`` between batches, every 20 ms."""
+    """Notices other processes' commits: looks at the log every 20 or 40 ms, and at ``data_version`` if it grew.
+
+    The writer itself looks there between batches as well.
+    """
 
     def __init__(self, writer: SQLiteWriter, on_wakeup: Callable[[str | None], None], poll: Callable[[], None]) -> None:
         self._writer = writer
@@ -39,11 +42,14 @@ class SQLiteListener:
         idle_from = 0.0
         while not self._stopping.wait(IDLE_POLL_S if time.monotonic() > idle_from else FOREIGN_COMMIT_POLL_S):
             # Whoever commits writes to the log, so most looks need not touch the connection.
+            looked_at = time.monotonic()
             log = self._writer.log_stamp()
             if log == seen:
                 continue
             seen, idle_from = log, time.monotonic() + IDLE_AFTER_S
             self._poll()
+            if self._writer.version_checked_at < looked_at:
+                seen = None  # somebody leads, and may have looked before that commit: come again
             if self._writer.foreign_commits != heard:
                 heard = self._writer.foreign_commits
                 try:

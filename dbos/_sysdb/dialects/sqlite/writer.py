@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dbos._error import DBOSDatabaseUnavailableError, ExecutorFencedError
+from dbos._error import DatabaseGoneError, ExecutorFencedError
 from dbos._sysdb.batch import Groups, in_groups
 from dbos._sysdb.connection import Failure
 from dbos._sysdb.operations import (
@@ -150,6 +150,7 @@ class SQLiteWriter:
     def __init__(self, dialect: SQLiteDialect) -> None:
         self.instance_id: str | None = None
         self.foreign_commits = 0  # how often another process was seen to have committed
+        self.version_checked_at = 0.0  # monotonic time of the last look
         self._dialect = dialect
         self._verbs: dict[type, Callable[[Any], list[Any]]] = {
             StartWorkflow: self._start_workflows,
@@ -202,10 +203,10 @@ class SQLiteWriter:
         self._checkpoints.batches += 1
         try:
             status = os.stat(self._dialect.path)
-        except FileNotFoundError:
+        except OSError:
             status = None
         if status is None or (status.st_dev, status.st_ino) != self._file:
-            raise DBOSDatabaseUnavailableError(
+            raise DatabaseGoneError(
                 f"The SQLite database {self._dialect.path} was replaced or deleted while it was open; nothing that is "
                 "written to it now would be found again. Restart the application."
             )
@@ -344,6 +345,7 @@ class SQLiteWriter:
         now = time.monotonic()
         if now >= self._next_version_check:
             self._next_version_check = now + FOREIGN_COMMIT_POLL_S
+            self.version_checked_at = now
             version = self._raw.execute("PRAGMA data_version").fetchone()[0]
             if version != self._data_version:
                 self._data_version = version
