@@ -152,7 +152,7 @@ def _in_order(awaitables: Collection[Awaitable[Any]]) -> Sequence[Awaitable[Any]
     if isinstance(awaitables, list):
         return awaitables
     try:
-        return sorted(awaitables, key=_places.__getitem__)
+        return sorted(awaitables, key=_places.__getitem__)  # type: ignore[arg-type]  # others are not found, or no keys
     except (KeyError, TypeError):
         raise TypeError(
             "DBOS.asyncio_wait() was given a set. Its order differs from one execution to the next: pass a list. "

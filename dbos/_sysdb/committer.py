@@ -56,7 +56,11 @@ class Writer(Protocol):
     """The connection that a committer drives; implemented by the dialects."""
 
     def write(self, operations: Sequence[Operation]) -> Sequence[Any]:
-        """Execute the operations in one transaction; returns their results after COMMIT."""
+        """Make the operations durable; returns their results after COMMIT.
+
+        One transaction if all is as it should be, and a second one for what turns out not to be (a cancelled run, an id
+        that is taken): each operation is whole, and carries whatever must be written with it.
+        """
         ...
 
     def reset(self) -> None:

@@ -19,7 +19,7 @@ from dbos._clock import SystemClock
 from dbos._dbos_config import Settings, process_config
 from dbos._sys_db import SystemDatabase
 from dbos._sysdb.connection import Connection
-from dbos._sysdb.dialects.postgres import writer as postgres
+from dbos._sysdb.dialects.postgres import statements as postgres
 from dbos._sysdb.dialects.postgres.connection import array_literal
 from dbos._sysdb.filters import WorkflowFilter
 from dbos._sysdb.operations import Call, StepRecorded, call

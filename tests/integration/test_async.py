@@ -8,7 +8,7 @@ import gc
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -685,9 +685,12 @@ async def test_whatever_has_an_order_can_be_waited_for_durably(dbos: type[DBOS],
     @dbos.workflow()
     async def workflow() -> list[int]:
         tasks = {asyncio.ensure_future(step(number)): number for number in range(3)}
-        collections = {"values": {number: task for task, number in tasks.items()}.values(), "keys": tasks.keys()}
-        given = collections.get(kind, (task for task in tasks))
-        done, pending = await dbos.asyncio_wait(given)
+        given: dict[str, Iterable[asyncio.Task[int]]] = {
+            "values": {number: task for task, number in tasks.items()}.values(),
+            "keys": tasks.keys(),
+            "generator": (task for task in tasks),
+        }
+        done, pending = await dbos.asyncio_wait(given[kind])
         assert not pending
         return sorted(task.result() for task in done)
 

@@ -448,7 +448,7 @@ def test_nothing_is_lost_stranded_or_repeated_on_postgres(postgres_databases: Da
     play(postgres_databases, 2)
 
 
-# -- plays that have found something -----------------------------------------------------------------------------------
+# -- plays that are always played: they have found something, or are rarely made up ------------------------------------
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
@@ -500,3 +500,51 @@ def test_a_start_that_hears_of_its_commit_after_its_executor_was_declared_dead_e
     simulation.let_go(0)
 
     assert [effect.executor.number for effect in simulation.stage.effects] == [2]
+
+
+def test_a_run_that_was_resumed_meanwhile_does_not_write_its_outcome(simulation: Simulation) -> None:
+    simulation.begin("work", Program((Step(),), hold="before"))
+
+    simulation.cancel(which=0, whose=0)
+    simulation.resume(which=0, whose=0)
+    simulation.let_go(0)
+
+    assert simulation.judge.seen.status("a") == "PENDING"
+
+
+def test_a_run_that_was_cancelled_meanwhile_starts_no_child(simulation: Simulation) -> None:
+    child = Child(Program((Step(),)), in_place=False, hold="before")
+    simulation.begin("work", Program((child,)))
+
+    simulation.cancel(which=0, whose=0)
+    simulation.let_go(0)
+
+    assert simulation.judge.seen.status("a-1") is None
+
+
+def test_whoever_called_an_executor_that_was_declared_dead_gets_the_result_of_another(simulation: Simulation) -> None:
+    simulation.launch()
+    simulation.launch()
+    simulation.start(0, "a", "work", Program((Step(),), hold="before"), None, True)
+    [call] = simulation.executors[0].calls
+
+    simulation.pause(0)
+    simulation.let_go(0)
+    was_over = call.is_over
+    simulation.let_go(0)
+
+    assert not was_over
+    assert call.value == [1]
+
+
+def test_a_sleep_ends_when_it_was_to_end_whoever_sleeps_it(simulation: Simulation) -> None:
+    simulation.begin("work", Program((Sleep(50),)))
+
+    simulation.advance(35, is_jump=False)
+    simulation.kill(0)
+    simulation.advance(6, is_jump=False)
+    before = simulation.judge.seen.status("a")
+    simulation.advance(35, is_jump=False)
+
+    assert before == "PENDING"
+    assert simulation.judge.seen.status("a") == "SUCCESS"

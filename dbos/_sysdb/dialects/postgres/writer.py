@@ -30,10 +30,23 @@ from dbos._sysdb.operations import (
     StartWorkflow,
     StepRecorded,
 )
-from dbos._sysdb.rows import StatusRow, StepRow, columns
+from dbos._sysdb.rows import StatusRow, StepRow
 
 from .connection import PostgresConnection, array_literal
 from .pipeline import Answer, Pipeline
+from .statements import (
+    INSERT_PLAIN_STEPS,
+    INSERT_PLAIN_WORKFLOWS,
+    INSERT_STEPS,
+    INSERT_WORKFLOWS,
+    SELECT_FENCE,
+    SELECT_HOLDERS,
+    SELECT_RUNS,
+    SELECT_STEPS,
+    SELECT_WORKFLOWS,
+    START_FIELDS,
+    UPDATE_OUTCOMES,
+)
 
 if TYPE_CHECKING:
     from .dialect import PostgresDialect
@@ -41,119 +54,6 @@ if TYPE_CHECKING:
 __all__ = ["LOCK_TIMEOUT_MS", "PostgresWriter"]
 
 LOCK_TIMEOUT_MS = 100  # the first writer's patience with somebody's row lock, before the unit goes to the second one
-
-
-def _unnest(fields: Sequence[str], types: dict[str, str]) -> str:
-    """``input``: the batch as a table, one array parameter per field."""
-    arrays = ", ".join(f":{name}::{types.get(name, 'text')}[]" for name in fields)
-    return f"SELECT * FROM unnest({arrays}) AS rows ({', '.join(fields)})"
-
-
-# An executor's own row, held while it writes. Who is no executor (a client, a launch) has none and is not fenced.
-_HELD = "SELECT 1 FROM dbos.executor_instances WHERE instance_id = :instance FOR KEY SHARE"
-_IS_ALIVE = "(:instance::text IS NULL OR EXISTS (SELECT 1 FROM held))"
-_START_FIELDS = (*START_COLUMNS, "parent_run_token", "parent_function_id")
-_START_TYPES = dict.fromkeys(
-    (
-        "created_at",
-        "recovery_attempts",
-        "workflow_timeout_ms",
-        "workflow_deadline_epoch_ms",
-        "priority",
-        "delay_until_epoch_ms",
-        "parent_function_id",
-    ),
-    "bigint",
-)
-_STEP_TYPES = dict.fromkeys(("function_id", "started_at_epoch_ms", "completed_at_epoch_ms"), "bigint")
-
-INSERT_PLAIN_WORKFLOWS = f"""
--- Create workflow rows that nobody is the parent of.
-INSERT INTO dbos.workflow_status ({", ".join(START_COLUMNS)}, updated_at, owner_xid)
-SELECT {", ".join("i." + name for name in START_COLUMNS)}, i.created_at, i.run_token
-FROM ({_unnest(START_COLUMNS, _START_TYPES)}) i
-WHERE i.owner_instance IS NULL OR :instance::text IS NULL OR EXISTS ({_HELD})
-ORDER BY i.workflow_uuid
-ON CONFLICT DO NOTHING
-"""
-INSERT_PLAIN_STEPS = f"""
--- Record operations of pending runs.
-INSERT INTO dbos.operation_outputs ({", ".join(StepRow._fields)})
-SELECT {", ".join("i." + name for name in StepRow._fields)}
-FROM ({_unnest(RecordStep._fields, _STEP_TYPES)}) i
-JOIN dbos.workflow_status w
-  ON w.workflow_uuid = i.workflow_uuid AND w.run_token = i.run_token AND w.status = 'PENDING'
-WHERE :instance::text IS NULL OR EXISTS ({_HELD})
-ORDER BY i.workflow_uuid, i.function_id
-ON CONFLICT DO NOTHING
-"""
-INSERT_WORKFLOWS = f"""
--- Create workflow rows; an id that is taken keeps its row. A child needs a parent that owns its run, and is recorded by
--- it in the same breath.
-WITH input AS ({_unnest(_START_FIELDS, _START_TYPES)}),
-held AS ({_HELD}),
-created AS (
-  INSERT INTO dbos.workflow_status ({", ".join(START_COLUMNS)}, updated_at, owner_xid)
-  SELECT {", ".join("i." + name for name in START_COLUMNS)}, i.created_at, i.run_token
-  FROM input i
-  WHERE ((i.owner_instance IS NULL AND i.parent_run_token IS NULL) OR {_IS_ALIVE})
-    AND (i.parent_run_token IS NULL OR EXISTS (
-      SELECT 1 FROM dbos.workflow_status p
-      WHERE p.workflow_uuid = i.parent_workflow_id AND p.run_token = i.parent_run_token AND p.status = 'PENDING'))
-  ORDER BY i.workflow_uuid
-  ON CONFLICT DO NOTHING
-  RETURNING run_token),
-recorded AS (
-  INSERT INTO dbos.operation_outputs (workflow_uuid, function_id, function_name, child_workflow_id)
-  SELECT i.parent_workflow_id, i.parent_function_id, i.name, i.workflow_uuid
-  FROM input i JOIN created ON created.run_token = i.run_token
-  WHERE i.parent_run_token IS NOT NULL
-  ORDER BY i.parent_workflow_id, i.parent_function_id
-  ON CONFLICT DO NOTHING)
-SELECT run_token FROM created
-"""
-SELECT_WORKFLOWS = f"SELECT {columns(StatusRow)} FROM dbos.workflow_status WHERE workflow_uuid IN :ids"
-SELECT_HOLDERS = f"""
--- Who holds de-duplication ids of queues.
-SELECT {columns(StatusRow, "w")}
-FROM unnest(:queue_names::text[], :deduplication_ids::text[]) AS i (queue_name, deduplication_id)
-JOIN dbos.workflow_status w ON w.queue_name = i.queue_name AND w.deduplication_id = i.deduplication_id
-"""
-INSERT_STEPS = f"""
--- Record operations of runs whose token is valid; the first record wins. Answers how many were owned and written.
-WITH input AS ({_unnest(RecordStep._fields, _STEP_TYPES)}),
-held AS ({_HELD}),
-owned AS MATERIALIZED (
-  SELECT i.*, w.status FROM input i
-  JOIN dbos.workflow_status w ON w.workflow_uuid = i.workflow_uuid AND w.run_token = i.run_token
-  WHERE w.status IN ('PENDING', 'CANCELLED') AND {_IS_ALIVE}),
-written AS (
-  INSERT INTO dbos.operation_outputs ({", ".join(StepRow._fields)})
-  SELECT {", ".join(StepRow._fields)} FROM owned ORDER BY workflow_uuid, function_id
-  ON CONFLICT DO NOTHING
-  RETURNING 1)
-SELECT (SELECT count(*) FROM written), (SELECT count(*) FROM owned WHERE status = 'PENDING')
-"""
-SELECT_RUNS = """
-SELECT workflow_uuid, status FROM dbos.workflow_status
-WHERE workflow_uuid IN :ids AND run_token IN :tokens
-"""
-SELECT_STEPS = f"""
-SELECT {columns(StepRow, "o")}
-FROM unnest(:ids::text[], :function_ids::bigint[]) AS i (id, function_id)
-JOIN dbos.operation_outputs o ON o.workflow_uuid = i.id AND o.function_id = i.function_id
-"""
-UPDATE_OUTCOMES = f"""
--- Finish runs: only PENDING rows under the run's token.
-UPDATE dbos.workflow_status w
-SET status = i.status, output = i.output, error = i.error, outcome_serialization = i.outcome_serialization,
-    completed_at = i.completed_at, updated_at = i.completed_at, owner_instance = NULL, deduplication_id = NULL
-FROM ({_unnest(RecordOutcome._fields, {"completed_at": "bigint"})} ORDER BY workflow_uuid) i
-WHERE w.workflow_uuid = i.workflow_uuid AND w.run_token = i.run_token AND w.status = 'PENDING'
-  AND (:instance::text IS NULL OR EXISTS ({_HELD}))
-"""
-SELECT_FENCE = "SELECT 1 FROM dbos.executor_instances WHERE instance_id = :instance"
-
 
 _IN_TRANSACTION = (psycopg.pq.TransactionStatus.INTRANS, psycopg.pq.TransactionStatus.INERROR)
 
@@ -166,13 +66,7 @@ class _Kind(NamedTuple):
     plain_result: Any
     statement: str
     fields: Sequence[str]
-
-
-_KINDS: dict[type, _Kind] = {
-    StartWorkflow: _Kind(INSERT_PLAIN_WORKFLOWS, START_COLUMNS, CREATED, INSERT_WORKFLOWS, _START_FIELDS),
-    RecordStep: _Kind(INSERT_PLAIN_STEPS, RecordStep._fields, RECORDED, INSERT_STEPS, RecordStep._fields),
-    RecordOutcome: _Kind(UPDATE_OUTCOMES, RecordOutcome._fields, APPLIED, UPDATE_OUTCOMES, RecordOutcome._fields),
-}
+    look: Callable[[PostgresWriter, Any, Answer], list[Any]]
 
 
 class PostgresWriter:
@@ -223,7 +117,7 @@ class PostgresWriter:
             raise
         return results
 
-    def _send(self, groups: Groups, *, is_plain: bool = True) -> list[list[Any]]:
+    def _send(self, groups: Groups) -> list[list[Any]]:
         """Execute one statement for each group, in one round trip.
 
         The plain statements write what is as it should be, and count. Should anything be missing, all is sent again by
@@ -234,25 +128,44 @@ class PostgresWriter:
         for kind, operations in groups:
             if kind is StartWorkflow:
                 self._refuse_earlier_instances(operations)
-                is_plain = is_plain and all(start.parent_step is None for start in operations)
-        answers = self._pipeline.execute([self._statement(kind, rows, is_plain=is_plain) for kind, rows in groups])
-        if not is_plain:
-            look: dict[type, Callable[[Any, Answer], list[Any]]] = {
-                StartWorkflow: self._started,
-                RecordStep: self._recorded,
-                RecordOutcome: self._finished,
-            }
-            return [look[kind](rows, answer) for (kind, rows), answer in zip(groups, answers, strict=True)]
-        if any(answer.touched < len(rows) for (_, rows), answer in zip(groups, answers, strict=True)):
-            return self._send(groups, is_plain=False)
-        return [[_KINDS[kind].plain_result] * len(rows) for kind, rows in groups]
+        return self._send_plain(groups) or self._send_full(groups)
 
-    def _statement(self, kind: type, operations: Sequence[Any], *, is_plain: bool) -> tuple[str, list[str | None]]:
-        how = _KINDS[kind]
-        sql, fields = (how.plain_statement, how.plain_fields) if is_plain else (how.statement, how.fields)
-        rows = map(_start_row, operations) if kind is StartWorkflow else operations
+    def _send_plain(self, groups: Groups) -> list[list[Any]] | None:
+        for kind, operations in groups:
+            if kind is StartWorkflow and any(start.parent_step is not None for start in operations):
+                return None
+        answers = self._pipeline.execute(
+            [
+                self._statement(_KINDS[kind].plain_statement, _KINDS[kind].plain_fields, operations)
+                for kind, operations in groups
+            ]
+        )
+        if any(answer.touched < len(operations) for (_, operations), answer in zip(groups, answers, strict=True)):
+            return None
+        return [[_KINDS[kind].plain_result] * len(operations) for kind, operations in groups]
+
+    def _send_full(self, groups: Groups) -> list[list[Any]]:
+        answers = self._pipeline.execute(
+            [
+                self._statement(
+                    _KINDS[kind].statement,
+                    _KINDS[kind].fields,
+                    [_start_row(start) for start in operations] if kind is StartWorkflow else operations,
+                )
+                for kind, operations in groups
+            ]
+        )
+        return [
+            _KINDS[kind].look(self, operations, answer)
+            for (kind, operations), answer in zip(groups, answers, strict=True)
+        ]
+
+    def _statement(
+        self, sql: str, fields: Sequence[str], rows: Sequence[tuple[Any, ...]]
+    ) -> tuple[str, list[str | None]]:
         rendered = self._dialect.renderer.render(sql)
-        values: dict[str, Any] = dict(zip(fields, map(array_literal, zip(*rows, strict=True)), strict=False))
+        columns = map(array_literal, zip(*rows, strict=True))
+        values: dict[str, Any] = dict(zip(fields, columns, strict=False))  # a plain start's parent is left out
         values["instance"] = self._instance
         return rendered.sql, rendered.bind(values)
 
@@ -354,3 +267,21 @@ class PostgresWriter:
 def _start_row(start: StartWorkflow) -> tuple[Any, ...]:
     parent = start.parent_step
     return (*start[:-1], parent and parent.run_token, parent and parent.function_id)
+
+
+_KINDS: dict[type, _Kind] = {
+    StartWorkflow: _Kind(
+        INSERT_PLAIN_WORKFLOWS, START_COLUMNS, CREATED, INSERT_WORKFLOWS, START_FIELDS, PostgresWriter._started
+    ),
+    RecordStep: _Kind(
+        INSERT_PLAIN_STEPS, RecordStep._fields, RECORDED, INSERT_STEPS, RecordStep._fields, PostgresWriter._recorded
+    ),
+    RecordOutcome: _Kind(
+        UPDATE_OUTCOMES,
+        RecordOutcome._fields,
+        APPLIED,
+        UPDATE_OUTCOMES,
+        RecordOutcome._fields,
+        PostgresWriter._finished,
+    ),
+}

@@ -12,7 +12,6 @@ that lock is shared by every process on the file, so nobody writes meanwhile (do
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import sqlite3
@@ -28,7 +27,6 @@ from dbos._sysdb.operations import (
     APPLIED,
     CREATED,
     RECORDED,
-    START_COLUMNS,
     Call,
     Operation,
     OutcomeRecorded,
@@ -38,10 +36,24 @@ from dbos._sysdb.operations import (
     StartWorkflow,
     StepRecorded,
 )
-from dbos._sysdb.rows import StatusRow, StepRow, columns
+from dbos._sysdb.rows import StatusRow, StepRow
 
 from .checkpoints import CheckpointPlan
 from .connection import SQLiteConnection, begin_immediate, patiently
+from .statements import (
+    INSERT_STEP,
+    INSERT_STEP_ALONE,
+    INSERT_WORKFLOW_ALONE,
+    SELECT_FENCE,
+    SELECT_HOLDER,
+    SELECT_RUN_STATUS,
+    SELECT_STEP,
+    SELECT_WORKFLOW,
+    UPDATE_OUTCOME_ALONE,
+    insert_steps,
+    insert_workflows,
+    update_outcomes,
+)
 
 if TYPE_CHECKING:
     from .dialect import SQLiteDialect
@@ -55,93 +67,6 @@ logger = logging.getLogger("dbos.sqlite")
 WRITE_PATIENCE_S = 5.0  # so long a batch waits for another process before the committer says so, and tries again
 FOREIGN_COMMIT_POLL_S = 0.02  # how soon another process' commit is noticed
 CHUNK = 32  # operations in one statement; each number of them is a statement of its own, prepared and kept
-
-_STEP_COLUMNS = ", ".join(StepRow._fields)
-_START_COLUMNS = f"{', '.join(START_COLUMNS)}, updated_at, owner_xid"
-_IS_PENDING = (
-    "SELECT 1 FROM workflow_status w WHERE w.workflow_uuid = {id} AND w.run_token = {token} AND w.status = 'PENDING'"
-)
-_IS_ALIVE = "({instance} IS NULL OR EXISTS (SELECT 1 FROM executor_instances WHERE instance_id = {instance}))"
-
-
-def _marks(count: int, *, first: int = 1) -> str:
-    return ", ".join(f"?{number}" for number in range(first, first + count))
-
-
-def _rows(count: int, width: int) -> str:
-    row = f"({', '.join('?' * width)})"
-    return ", ".join([row] * count)
-
-
-INSERT_STEP_ALONE = f"""
--- Record an operation of a pending run, as a transaction of its own.
-INSERT INTO operation_outputs ({_STEP_COLUMNS})
-SELECT {_marks(9)}
-WHERE EXISTS ({_IS_PENDING.format(id="?1", token="?10")})
-  AND {_IS_ALIVE.format(instance="?11")}
-ON CONFLICT DO NOTHING
-"""
-UPDATE_OUTCOME_ALONE = f"""
--- Finish a pending run, as a transaction of its own.
-UPDATE workflow_status
-SET status = ?3, output = ?4, error = ?5, outcome_serialization = ?6, completed_at = ?7, updated_at = ?7,
-    owner_instance = NULL, deduplication_id = NULL
-WHERE workflow_uuid = ?1 AND run_token = ?2 AND status = 'PENDING'
-  AND {_IS_ALIVE.format(instance="?8")}
-"""
-INSERT_WORKFLOW_ALONE = f"""
--- Create a workflow's row, as a transaction of its own.
-INSERT INTO workflow_status ({_START_COLUMNS})
-SELECT {_marks(27)}
-WHERE ?25 IS NULL OR {_IS_ALIVE.format(instance="?28")}
-ON CONFLICT DO NOTHING
-"""
-
-
-@functools.cache
-def insert_steps(count: int) -> str:
-    """Record operations of pending runs."""
-    return f"""
-INSERT INTO operation_outputs ({_STEP_COLUMNS})
-SELECT {", ".join(f"column{number}" for number in range(1, 10))}
-FROM (VALUES {_rows(count, 10)})
-WHERE EXISTS ({_IS_PENDING.format(id="column1", token="column10")})
-ON CONFLICT DO NOTHING
-"""
-
-
-@functools.cache
-def update_outcomes(count: int) -> str:
-    """Finish pending runs."""
-    return f"""
-UPDATE workflow_status
-SET status = i.column3, output = i.column4, error = i.column5, outcome_serialization = i.column6,
-    completed_at = i.column7, updated_at = i.column7, owner_instance = NULL, deduplication_id = NULL
-FROM (VALUES {_rows(count, 7)}) AS i
-WHERE workflow_uuid = i.column1 AND run_token = i.column2 AND workflow_status.status = 'PENDING'
-"""
-
-
-@functools.cache
-def insert_workflows(count: int) -> str:
-    """Create workflows' rows."""
-    return f"INSERT INTO workflow_status ({_START_COLUMNS}) VALUES {_rows(count, 27)} ON CONFLICT DO NOTHING"
-
-
-SELECT_WORKFLOW = f"SELECT {columns(StatusRow)} FROM workflow_status WHERE workflow_uuid = ?"
-SELECT_HOLDER = f"""
--- Who holds a de-duplication id of a queue.
-SELECT {columns(StatusRow)} FROM workflow_status WHERE queue_name = ? AND deduplication_id = ?
-"""
-SELECT_RUN_STATUS = "SELECT status FROM workflow_status WHERE workflow_uuid = ? AND run_token = ?"
-INSERT_STEP = f"""
--- Record an operation; the first record wins.
-INSERT INTO operation_outputs ({_STEP_COLUMNS})
-VALUES ({", ".join("?" * 9)})
-ON CONFLICT DO NOTHING
-"""
-SELECT_STEP = f"SELECT {columns(StepRow)} FROM operation_outputs WHERE workflow_uuid = ? AND function_id = ?"
-SELECT_FENCE = "SELECT 1 FROM executor_instances WHERE instance_id = ?"
 
 
 class SQLiteWriter:
@@ -248,11 +173,11 @@ class SQLiteWriter:
         run = execute(SELECT_RUN_STATUS, (step.workflow_uuid, step.run_token)).fetchone()
         if run is None or run[0] not in ("PENDING", "CANCELLED"):
             return StepRecorded(None, None)
-        if execute(INSERT_STEP, step[:9]).rowcount:
+        if execute(INSERT_STEP, step[:-1]).rowcount:
             return StepRecorded(run[0], None)
         existing = StepRow(*execute(SELECT_STEP, (step.workflow_uuid, step.function_id)).fetchone())
         # What equals the record that was to be written is that record, or was as good as it.
-        return StepRecorded(run[0], None if existing == step[:9] else existing)
+        return StepRecorded(run[0], None if existing == step[:-1] else existing)
 
     # -- outcomes ---------------------------------------------------------------------------------------------------
 
@@ -300,7 +225,7 @@ class SQLiteWriter:
                 return Started(created=False, existing=None)
         if execute(insert_workflows(1), _start_values(start)).rowcount:
             if step is not None:
-                execute(INSERT_STEP, step[:9])
+                execute(INSERT_STEP, step[:-1])
             return CREATED
         existing = execute(SELECT_WORKFLOW, (start.workflow_uuid,)).fetchone()
         if existing is None:
