@@ -44,7 +44,7 @@ def call_step(
     record, outcome = encode_step(engine, run, function_id, step.name, outcome, started_ms)
     try:
         is_recorded = engine.db.commit(record)[0] == RECORDED
-    except Exception:
+    except Exception:  # whatever it is, it comes again where the flow writes the record, which knows what it means
         is_recorded = False
     if not is_recorded:
         outcome = drive(engine, record_step(engine, run, record, outcome))
@@ -73,7 +73,7 @@ async def call_step_async(
     record, outcome = encode_step(engine, run, function_id, step.name, outcome, started_ms)
     try:
         is_recorded = (await engine.db.submit(record))[0] == RECORDED
-    except Exception:
+    except Exception:  # likewise
         is_recorded = False
     if not is_recorded:
         outcome = await drive_async(engine, record_step(engine, run, record, outcome))
