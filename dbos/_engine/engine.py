@@ -121,7 +121,7 @@ class Engine:
             DBOSDatabaseUnavailableError: one of them was called.
         """
         if self._failure is not None:
-            raise type(self._failure)(str(self._failure))
+            raise type(self._failure)(self._failure.message)
         if self._is_closed:
             raise DBOSDatabaseUnavailableError(DESTROYED)
 

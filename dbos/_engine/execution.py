@@ -107,7 +107,8 @@ def _note_loss(engine: Engine, run: Run, error: BaseException) -> None:
     if isinstance(error, ExecutorFencedError):
         run.lose()
         engine.check_lease()
-    logger.info("workflow %s stopped before its end: %s", run.workflow_id, error)
+    why = "it was cancelled" if run.is_cancelled else "another execution has it, or DBOS is shutting down"
+    logger.info("workflow %s stopped before its end: %s", run.workflow_id, why)
 
 
 def _encode_outcome(engine: Engine, run: Run, outcome: Outcome) -> tuple[RecordOutcome, Outcome]:

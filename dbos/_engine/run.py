@@ -123,6 +123,11 @@ class Run:
         if self._is_lost:
             raise DBOSWorkflowConflictIDError(self.workflow_id)
 
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether the workflow was cancelled."""
+        return self._is_cancelled
+
     def cancel(self) -> None:
         """The workflow was cancelled: its waits end, its next operation raises."""
         self._is_cancelled = True

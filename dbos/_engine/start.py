@@ -210,7 +210,7 @@ def take_assigned_id(context: Context) -> str | None:
 
 
 def parent_of(context: Context) -> Run | None:
-    assert context.step_id is None  # a workflow cannot be started from within a step
+    assert context.step_id is None, "A workflow cannot be called from within a step: call it from the workflow"
     return context.run
 
 

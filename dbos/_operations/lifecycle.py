@@ -169,7 +169,9 @@ class Runtime:
             self._leases.leave()
             engine.db.publish(EXECUTOR)
         except DBOSDatabaseUnavailableError:
-            logger.warning("The database is away: others take over from this executor when its lease has run out.")
+            logger.warning(
+                "The database cannot be reached: others take over from this executor when its lease runs out."
+            )
         finally:
             patience.cancel()
             patience.join()

@@ -68,7 +68,7 @@ def start(engine: Engine, func: Callable[..., Any], args: Sequence[Any], kwargs:
     """Make a workflow durable; returns the run to be executed in the background, or the id of the one that exists."""
     function, receiver = find_function(engine, func)
     context = current_context() or Context()
-    assert context.step_id is None  # a workflow cannot be started from within a step
+    assert context.step_id is None, "A workflow cannot be started from within a step: start it from the workflow"
     function_id: int | None = None
     if context.run is not None:
         function_id = context.run.next_function_id()

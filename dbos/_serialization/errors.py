@@ -17,7 +17,7 @@ from dbos import _error
 from dbos._error import DBOSDeserializationError, DBOSException
 
 from .exact_json import dump_json, encode, survives_json
-from .formats import JSON, Serializer, checked_text
+from .formats import JSON, PickleSerializer, Serializer, checked_text
 from .portable_json import DBOSPortableJSONSerializer
 from .wording import text_of
 
@@ -27,6 +27,7 @@ __all__ = [
     "dump_json_error",
     "dump_portable_error",
     "error_from",
+    "error_from_parts",
     "portable_error_from",
 ]
 
@@ -138,18 +139,52 @@ _ERROR_TYPES.update(
 _ERROR_TYPES[PortableWorkflowError.__name__] = PortableWorkflowError
 
 
+class _Parts:
+    """An exception that is pickled as its class, arguments and attributes, and made from them without its constructor.
+
+    Pickle calls the constructor with what ``args`` hold, which fails or makes something else where a class takes other
+    arguments than it passes on to ``Exception``.
+    """
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return error_from_parts, (type(self._error), self._error.args, vars(self._error))
+
+
+def error_from_parts(kind: type[BaseException], args: tuple[Any, ...], attributes: dict[str, Any]) -> BaseException:
+    """Return the exception that was recorded by its parts. Stored rows name this function."""
+    error = kind.__new__(kind, *args)
+    error.args = args
+    vars(error).update(attributes)
+    return error
+
+
 def dump_error_with(serializer: Serializer, error: BaseException) -> tuple[str, str] | None:
     """Return ``error`` as ``serializer`` stores it, or ``None`` if it does not come back the same."""
+    if not isinstance(serializer, PickleSerializer):
+        return _dump_copied(serializer, error, lambda error: error)
+    try:
+        found = _dump_copied(serializer, error, lambda error: error)
+    except Exception:  # whatever its constructor makes of the wrong arguments
+        found = None
+    return found or _dump_copied(serializer, error, _Parts)
+
+
+def _dump_copied(
+    serializer: Serializer, error: BaseException, form: Callable[[BaseException], object]
+) -> tuple[str, str] | None:
     name = serializer.name()
-    text = checked_text(serializer.serialize(error), name)
+    text = checked_text(serializer.serialize(form(error)), name)
     copy = serializer.deserialize(text)
-    if type(copy) is not type(error) or str(copy) != str(error):
+    if type(copy) is not type(error) or str(copy) != str(error) or vars(copy).keys() != vars(error).keys():
         return None
     cause = _cause_note(error)
     if cause is not None:
         # On the copy: the user's own exception is not ours to change.
         copy.add_note(cause)
-        text = checked_text(serializer.serialize(copy), name)
+        text = checked_text(serializer.serialize(form(copy)), name)
     return text, name
 
 

@@ -275,7 +275,7 @@ def holding_itself() -> Exception:
 
 ERRORS: dict[str, tuple[Callable[[], Exception], type[Exception], str]] = {
     "plain": (lambda: KeyError("gone", 7), KeyError, r"\('gone', 7\)"),
-    "arguments that must be named": (lambda: Picky(7, reason="because"), PortableWorkflowError, "7: because"),
+    "arguments that must be named": (lambda: Picky(7, reason="because"), Picky, "7: because"),
     "a __reduce__ of its own": (lambda: Reduced(7, reason="because"), Reduced, "7: because"),
     "an attribute that cannot be pickled": (with_lock, PortableWorkflowError, "what happened"),
     "no text and no pickle": (Unspeakable, PortableWorkflowError, "Unspeakable"),

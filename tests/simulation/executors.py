@@ -9,119 +9,36 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
-from itertools import count
 from typing import Any, Literal
 
 import pytest
 
-from dbos import DBOSConfig, SetWorkflowID, SetWorkflowTimeout
 from dbos._context import current_context
-from dbos._core import decorate_step, decorate_workflow, execute_in_background
 from dbos._dbos_config import process_config
-from dbos._engine import timing
 from dbos._engine.engine import Engine
-from dbos._engine.flow import drive, drive_async
-from dbos._engine.run import Run
-from dbos._engine.step import StepPolicy
 from dbos._error import DBOSDatabaseUnavailableError
-from dbos._operations import lifecycle, workflows
-from dbos._operations.handles import EngineHandle, EngineHandleAsync
+from dbos._operations import lifecycle
 from dbos._operations.lifecycle import Runtime
 from dbos._registry import Registry
 from dbos._services.service import Service
 from dbos._sys_db import SystemDatabase
 from dbos._sysdb.connection import Connection
 from dbos._sysdb.operations import Operation, RecordOutcome, RecordStep, StartWorkflow
-from dbos._sysdb.wakeups import Signal
 from dbos._threads import Workers
-from tests.simulation.programs import OUTCOME_ID, Child, Hold, Program, ProgramFailed, Sleep, Step, StepFailed
-from tests.simulation.stillness import Activity, SimulatedClock, SimulatedLoop, acting_for
+from tests.simulation.application import Application
+from tests.simulation.programs import OUTCOME_ID, Hold
+from tests.simulation.stage import Call, Effect, Place, Stage
+from tests.simulation.stillness import SimulatedClock, SimulatedLoop, acting_for
 
-__all__ = ["FRAGILE_ATTEMPTS", "LEASE_S", "Call", "Effect", "Executor", "Kind", "Place", "Stage"]
+__all__ = ["LEASE_S", "Executor"]
 
 LEASE_S = 30.0
-FRAGILE_ATTEMPTS = 1
-
-Kind = Literal["work", "work_async", "fragile_work"]
 
 FORGET_PROCESS = """
 -- To others on this host, the process of this instance is gone.
 UPDATE dbos.executor_instances SET process_started_at = '1' WHERE instance_id = :instance
 """
-
-
-@dataclass(frozen=True)
-class Effect:
-    """A step's body was entered, and is going to return ``number``, or fail with it."""
-
-    workflow_id: str
-    function_id: int
-    run_token: str
-    executor: Executor
-    number: int
-    is_under_lease: bool
-    is_behind: bool
-
-
-@dataclass(eq=False)
-class Place:
-    """Where an execution is held."""
-
-    executor: Executor
-    workflow_id: str
-    function_id: int
-    where: Hold
-    run_token: str
-    signal: Signal = field(default_factory=Signal)
-
-    def __str__(self) -> str:
-        return f"{self.executor}: {self.workflow_id}/{self.function_id} {self.where}"
-
-
-@dataclass(eq=False)
-class Call:
-    """A caller's thread, and what its call came to."""
-
-    executor: Executor
-    workflow_id: str
-    awaits_outcome: bool
-    is_over: bool = False
-    value: Any = None
-    error: BaseException | None = None
-
-
-class Stage:
-    """What all executors of an example share."""
-
-    def __init__(self, config: DBOSConfig) -> None:
-        self.config = config
-        self.activity = Activity()
-        self.commits = 0
-        self.effects: list[Effect] = []
-        self.numbers = count(1)
-        self._places: list[Place] = []
-        self._lock = threading.Lock()
-
-    def enter(self, place: Place) -> Place:
-        """Something arrives at a place, and is about to wait there."""
-        with self._lock:
-            self._places.append(place)
-        return place
-
-    def let_go(self, place: Place) -> None:
-        """Let it go on."""
-        with self._lock:
-            self._places.remove(place)
-        place.signal.set()
-
-    def places(self) -> list[Place]:
-        """Where something is held, in the same order in every execution of an example."""
-        with self._lock:
-            places = list(self._places)
-        # Of several runs of a workflow in one executor the older comes first: the sort is stable.
-        return sorted(places, key=lambda place: (place.executor.number, place.workflow_id, place.function_id))
 
 
 class ObservedDatabase(SystemDatabase):
@@ -144,13 +61,13 @@ class ObservedDatabase(SystemDatabase):
     def commit(self, *operations: Operation) -> Sequence[Any]:
         holds = self._executor.holds_of(operations)
         if "before" in holds:
-            holds["before"]().signal.wait(None)
+            holds["before"]().wait()
         self._executor.stage.commits += 1
         results = super().commit(*operations)
         if "twice" in holds:
             results = super().commit(*operations)
         if "after" in holds:
-            holds["after"]().signal.wait(None)
+            holds["after"]().wait()
             self._executor.check_existence()
         return results
 
@@ -167,14 +84,14 @@ class ObservedDatabase(SystemDatabase):
         self, operations: Sequence[Operation], holds: dict[Hold, Callable[[], Place]]
     ) -> Sequence[Any]:
         if "before" in holds:
-            await _let_go_of(holds["before"]())
+            await holds["before"]().wait_async()
         for _ in range(1 + ("twice" in holds)):
             self._executor.stage.commits += 1
             future = super().submit(*operations)
             self._executor.loop.watch(future)
             results = await future
         if "after" in holds:
-            await _let_go_of(holds["after"]())
+            await holds["after"]().wait_async()
             self._executor.check_existence()
         return results
 
@@ -182,21 +99,6 @@ class ObservedDatabase(SystemDatabase):
         future = super().read_async(verb, *arguments)
         self._executor.loop.watch(future)
         return future
-
-
-async def _let_go_of(place: Place) -> None:
-    loop = asyncio.get_running_loop()
-    future = loop.create_future()
-
-    def finish() -> None:
-        if not future.done():
-            future.set_result(None)
-
-    def wake() -> None:
-        loop.call_soon_threadsafe(finish)
-
-    place.signal.call(wake)
-    await future
 
 
 class ObservedWorkers(Workers):
@@ -231,7 +133,7 @@ class Executor:
         self.runtime = Runtime(settings, self.registry, self.clock)
         self.engine = self.registry.engine = self.runtime.engine
         self.engine.workers = ObservedWorkers(self, settings.max_executor_threads)
-        self._register_functions()
+        self.application = Application(self)
         self._launch()
         self.instance_id = self.engine.instance_id
 
@@ -376,67 +278,8 @@ class Executor:
                 holds[where] = partial(self._enter, *key, where, step.run_token)
         return holds
 
-    def _enter(self, workflow_id: str, function_id: int, where: Hold, run_token: str) -> Place:
-        return self.stage.enter(Place(self, workflow_id, function_id, where, run_token))
-
-    # -- the application ---------------------------------------------------------------------------------------------
-
-    def start(self, kind: Kind, program: Program, workflow_id: str, timeout_s: float | None) -> EngineHandle[Any]:
-        """Start a workflow in the background, as ``DBOS.start_workflow`` does."""
-        with SetWorkflowID(workflow_id), SetWorkflowTimeout(timeout_s):
-            begun = drive(self.engine, workflows.start(self.engine, self.functions[kind], (program,), {}))
-        if isinstance(begun, Run):
-            execute_in_background(self.engine, begun)
-            return EngineHandle(self.engine, begun.workflow_id, begun)
-        return EngineHandle(self.engine, begun)
-
-    def run(self, kind: Kind, program: Program, workflow_id: str, timeout_s: float | None) -> Any:
-        """Call a workflow in place."""
-        with SetWorkflowID(workflow_id), SetWorkflowTimeout(timeout_s):
-            return self.functions[kind](program)
-
-    def _register_functions(self) -> None:
-        def step(operation: Step) -> int:
-            number, place = self._enter_body(operation)
-            if place is not None:
-                place.signal.wait(None)
-            return _end_body(operation, number)
-
-        async def step_async(operation: Step) -> int:
-            number, place = self._enter_body(operation)
-            if place is not None:
-                await _let_go_of(place)
-            return _end_body(operation, number)
-
-        wrapped_step = self._step(step)
-        wrapped_step_async = self._step(step_async)
-
-        def body(program: Program) -> list[Any]:
-            return self._interpret(program, wrapped_step)
-
-        async def body_async(program: Program) -> list[Any]:
-            return await self._interpret_async(program, wrapped_step_async)
-
-        def fragile_body(program: Program) -> list[Any]:
-            return self._interpret(program, wrapped_step)
-
-        self.functions: dict[Kind, Callable[..., Any]] = {
-            "work": self._workflow("work", body, 100),
-            "work_async": self._workflow("work_async", body_async, 100),
-            "fragile_work": self._workflow("fragile_work", fragile_body, FRAGILE_ATTEMPTS),
-        }
-
-    def _workflow(self, name: Kind, func: Callable[..., Any], attempts: int) -> Callable[..., Any]:
-        return decorate_workflow(
-            self.registry, func, name=name, max_recovery_attempts=attempts, serialization_type=None, validate_args=None
-        )
-
-    def _step(self, func: Callable[..., Any]) -> Callable[..., Any]:
-        registry: Registry[Engine] = Registry()  # both bear the same name, and neither is started by itself
-        registry.engine = self.engine
-        return decorate_step(registry, func, name="step", policy=StepPolicy())
-
-    def _enter_body(self, operation: Step) -> tuple[int, Place | None]:
+    def enter_body(self, is_held: bool) -> tuple[int, Place | None]:
+        """Log that a step's body is entered; returns the number that it is to return, and where it is held."""
         self.check_existence()
         context = current_context()
         assert context is not None
@@ -448,89 +291,9 @@ class Executor:
         self.stage.effects.append(
             Effect(run.workflow_id, context.step_id, run.run_token, self, number, is_under_lease, is_behind)
         )
-        if operation.hold != "body":
+        if not is_held:
             return number, None
         return number, self._enter(run.workflow_id, context.step_id, "body", run.run_token)
 
-    def _begin_operation(self, hold: Hold | None) -> Run:
-        context = current_context()
-        assert context is not None
-        assert context.run is not None
-        self.hold(context.run.workflow_id, context.run.last_function_id + 1, hold)
-        return context.run
-
-    def _interpret(self, program: Program, step: Callable[..., Any]) -> list[Any]:
-        engine, values = self.engine, list[Any]()
-        started: list[EngineHandle[Any]] = []
-        for operation in program.operations:
-            if isinstance(operation, Sleep):
-                drive(engine, timing.sleep(engine, operation.seconds))
-            elif isinstance(operation, Step):
-                self._begin_operation(operation.hold)
-                try:
-                    values.append(step(operation))
-                except StepFailed:
-                    if not operation.is_caught:
-                        raise
-                    values.append("caught")
-            else:
-                self._begin_operation(operation.hold)
-                if operation.in_place:
-                    values.append(self.functions["work"](operation.program))
-                else:
-                    started.append(self._start_child("work", operation))
-        values += [handle.get_result() for handle in started]
-        return self._end_program(program, values)
-
-    def _start_child(self, kind: Kind, operation: Child) -> EngineHandle[Any]:
-        begun = drive(self.engine, workflows.start(self.engine, self.functions[kind], (operation.program,), {}))
-        if isinstance(begun, Run):
-            execute_in_background(self.engine, begun)
-            return EngineHandle(self.engine, begun.workflow_id, begun)
-        return EngineHandle(self.engine, begun)
-
-    async def _interpret_async(self, program: Program, step: Callable[..., Any]) -> list[Any]:
-        engine, values = self.engine, list[Any]()
-        started: list[EngineHandleAsync[Any]] = []
-        for operation in program.operations:
-            if isinstance(operation, Sleep):
-                await drive_async(engine, timing.sleep(engine, operation.seconds))
-            elif isinstance(operation, Step):
-                self._begin_operation(operation.hold)
-                try:
-                    values.append(await step(operation))
-                except StepFailed:
-                    if not operation.is_caught:
-                        raise
-                    values.append("caught")
-            else:
-                self._begin_operation(operation.hold)
-                if operation.in_place:
-                    values.append(await self.functions["work_async"](operation.program))
-                else:
-                    started.append(await self._start_child_async(operation))
-        values += [await handle.get_result() for handle in started]
-        return self._end_program(program, values)
-
-    async def _start_child_async(self, operation: Child) -> EngineHandleAsync[Any]:
-        function = self.functions["work_async"]
-        begun = await drive_async(self.engine, workflows.start(self.engine, function, (operation.program,), {}))
-        if isinstance(begun, Run):
-            execute_in_background(self.engine, begun, loop=asyncio.get_running_loop())
-            return EngineHandleAsync(self.engine, begun.workflow_id, begun)
-        return EngineHandleAsync(self.engine, begun)
-
-    def _end_program(self, program: Program, values: list[Any]) -> list[Any]:
-        context = current_context()
-        assert context is not None
-        assert context.run is not None
-        self.hold(context.run.workflow_id, OUTCOME_ID, program.hold)
-        if program.fails:
-            raise ProgramFailed(context.run.workflow_id)
-        return values
-
-
-def _end_body(operation: Step, number: int) -> int:
-    if operation.fails:
-        raise StepFailed(number)
-    return number
+    def _enter(self, workflow_id: str, function_id: int, where: Hold, run_token: str) -> Place:
+        return self.stage.enter(Place(self, workflow_id, function_id, where, run_token))

@@ -26,9 +26,11 @@ from dbos._error import (
 from dbos._operations import workflows
 from dbos._operations.handles import EngineHandle
 from dbos._sysdb.dialects import open_dialect
-from tests.simulation.executors import LEASE_S, Call, Executor, Kind, Place, Stage
+from tests.simulation.application import Kind
+from tests.simulation.executors import LEASE_S, Executor
 from tests.simulation.model import GIVEN_UP, UNFINISHED, Happening, Judge, Observer
 from tests.simulation.programs import Program, programs
+from tests.simulation.stage import Call, Place, Stage
 
 __all__ = ["CONFIG", "Simulation"]
 
@@ -145,7 +147,7 @@ class Simulation(RuleBasedStateMachine):
         existing = self.judge.seen.rows.get(workflow_id)
         if existing is None:
             self.judge.expect(workflow_id, kind, program)
-        start = executor.run if in_place else executor.start
+        start = executor.application.run if in_place else executor.application.start
         awaits_outcome = in_place and (existing is None or existing.name == kind)
 
         with self.move():

@@ -24,8 +24,10 @@ from dbos._sysdb.dialects.base import Dialect
 from dbos._sysdb.rows import StatusRow, StepRow, columns
 from dbos._sysdb.stores.executors import ExecutorsStore
 from dbos._sysdb.stores.operation_outputs import OperationOutputsStore
-from tests.simulation.executors import FRAGILE_ATTEMPTS, Call, Effect, Executor, Kind, Place, Stage
+from tests.simulation.application import ATTEMPTS, Kind
+from tests.simulation.executors import Executor
 from tests.simulation.programs import OUTCOME_ID, Outcome, Program, Record, foresee, with_children
+from tests.simulation.stage import Call, Effect, Place, Stage
 
 __all__ = ["Happening", "Judge", "Observer", "Snapshot"]
 
@@ -197,8 +199,7 @@ class Judge:
             assert self._observer.outcome(row) == foreseen, f"I1: {workflow_id} did not end as its records say"
         if workflow_id in before.rows:
             self._judge_change(before.rows[workflow_id], row, before, executors, happening, now_ms)
-        limit = FRAGILE_ATTEMPTS if kind == "fragile_work" else 100
-        assert (row.recovery_attempts > limit + 1) == (row.status == "MAX_RECOVERY_ATTEMPTS_EXCEEDED") or (
+        assert (row.recovery_attempts > ATTEMPTS[kind] + 1) == (row.status == "MAX_RECOVERY_ATTEMPTS_EXCEEDED") or (
             row.status == "CANCELLED"
         ), f"{workflow_id} is {row.status} after {row.recovery_attempts} attempts"
         if happening.cancelled == workflow_id and before.status(workflow_id) not in DONE:

@@ -28,7 +28,6 @@ from tests.simulation.programs import Child, Hold, Program, Sleep, Step
 from tests.simulation.stillness import simulated_wait
 
 EXAMPLES = int(os.environ.get("DBOS_TEST_SIMULATION_EXAMPLES", "0"))
-FEW_EXAMPLES = 36
 STEPS = 30
 
 
@@ -78,8 +77,8 @@ def postgres_databases(simulated_waits: None, postgres_server: PostgresServer, m
 # -- plays that Hypothesis makes up ------------------------------------------------------------------------------------
 
 
-def play(databases: Databases, number: int) -> None:
-    """Play examples, each on a database of its own; ``number`` chooses the few that are always the same."""
+def play(databases: Databases, few: int) -> None:
+    """Play plays, each on a database of its own: always the same ``few``, unless many are asked for."""
 
     class OnItsOwnDatabase(Simulation):
         def __init__(self) -> None:
@@ -93,9 +92,9 @@ def play(databases: Databases, number: int) -> None:
                 databases.drop(self.url)
 
     run_state_machine_as_test(
-        OnItsOwnDatabase if EXAMPLES else seed(number)(OnItsOwnDatabase),
+        OnItsOwnDatabase if EXAMPLES else seed(few)(OnItsOwnDatabase),
         settings=settings(
-            max_examples=EXAMPLES or FEW_EXAMPLES,
+            max_examples=EXAMPLES or few,
             stateful_step_count=STEPS,
             database=None,
             deadline=None,
@@ -108,13 +107,13 @@ def play(databases: Databases, number: int) -> None:
 
 @pytest.mark.timeout(0 if EXAMPLES else 600)
 def test_nothing_is_lost_stranded_or_repeated_on_sqlite(sqlite_databases: Databases) -> None:
-    play(sqlite_databases, 1)
+    play(sqlite_databases, few=44)
 
 
 @pytest.mark.postgres
 @pytest.mark.timeout(0 if EXAMPLES else 600)
 def test_nothing_is_lost_stranded_or_repeated_on_postgres(postgres_databases: Databases) -> None:
-    play(postgres_databases, 2)
+    play(postgres_databases, few=20)
 
 
 # -- plays that are always played: they have found something, or are rarely made up ------------------------------------

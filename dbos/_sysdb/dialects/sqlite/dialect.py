@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from dbos._error import DatabaseGoneError
 from dbos._migration import create_application_tables, migrate, verify, verify_application_tables
 from dbos._sysdb.connection import Failure
 from dbos._sysdb.statements import Renderer
@@ -40,6 +42,8 @@ class SQLiteDialect:
 
     def connect(self) -> sqlite3.Connection:
         """Open a connection with the settings that durability rests on."""
+        if not os.path.exists(self.path):  # SQLite would make a new one
+            raise DatabaseGoneError(f"The SQLite database {self.path} was deleted while it was open.")
         raw = sqlite3.connect(
             self.path, timeout=BUSY_PATIENCE_S, isolation_level=None, check_same_thread=False, cached_statements=256
         )
