@@ -43,7 +43,8 @@ MAX_BATCH_UNITS = 512  # bounds the latency that one caller can add to another
 MAX_BATCH_CHARACTERS = 4 * 1024 * 1024  # a batch is held in memory twice, here and in the driver
 LARGE_UNIT_CHARACTERS = 1024 * 1024  # commits apart, so that neighbours do not wait for its transfer
 MAX_UNIT_CHARACTERS = 128 * 1024 * 1024  # below a gigabyte however it is escaped, which is where databases give up
-LET_COME_S = 0.002  # how long a leader waits for others: each time slice it gives up can cost 5 ms of somebody's code
+LET_COME_S = 0.002  # how long a leader waits for others in all
+LET_NEXT_COME_S = 0.0003  # and for the next of them: some ten times what a thread takes to come back
 SAFETY_NET_S = 1.0  # how long the work of a thread can lie that was interrupted before it could call for help
 LONG_HOLD_S = 5.0  # a user's transaction that keeps everybody else waiting this long is worth a warning
 CLOSE_PATIENCE_S = 10.0  # how long close() waits for a database, or a user's transaction, that does not come back
@@ -107,6 +108,9 @@ class Committer:
         self._leader: Unit | _OurThread | None = None
         self._interrupted: deque[ThreadUnit] = deque()
         self._is_suspect = False
+        self._crowd = threading.Lock()  # held; released when as many have queued up as the leader awaits
+        self._crowd.acquire()
+        self._awaited = 0
         self._expected = 0  # units of the last batch and those that waited for it: so many there may be soon
         self._is_closing = False  # not an Event: an interrupt within its wait() can leave its lock held
         self._thread: threading.Thread | None = None
@@ -230,6 +234,7 @@ class Committer:
             if self._leader is None:
                 self._leader = unit
                 return True
+            self._arrived()
             return False
 
     def _leads(self, unit: ThreadUnit) -> bool:
@@ -244,6 +249,8 @@ class Committer:
             if self._leader is None:
                 self._writer_turn.notify()
                 self._leader = _WRITER
+            else:
+                self._arrived()
 
     def _lead(self, leader: Unit | _OurThread) -> None:
         """Commit one batch, pass leadership on, wake whoever was carried."""
@@ -265,10 +272,23 @@ class Committer:
 
     def _let_others_come(self) -> None:
         """Give those whom the last batch woke the time to queue up again, as long as they do (docs/decisions/0007)."""
-        arrived, deadline = -1, time.monotonic() + LET_COME_S
-        while arrived < len(self._queue) < self._expected and time.monotonic() < deadline:
+        if len(self._queue) >= self._expected:
+            return
+        self._crowd.acquire(blocking=False)  # a call that came too late the last time
+        deadline = time.monotonic() + LET_COME_S
+        arrived = len(self._queue)
+        self._awaited = self._expected
+        while not self._crowd.acquire(timeout=LET_NEXT_COME_S):
+            if len(self._queue) == arrived or time.monotonic() > deadline:
+                break
             arrived = len(self._queue)
-            time.sleep(0)
+        self._awaited = 0
+
+    def _arrived(self) -> None:
+        """Somebody has queued up while there is a leader: tell it if all are there. Called under the mutex."""
+        if 0 < self._awaited <= len(self._queue):
+            self._awaited = 0
+            self._crowd.release()
 
     def _fill(self, batch: list[Unit]) -> None:
         size = 0

@@ -216,3 +216,12 @@ def test_a_sleep_ends_when_it_was_to_end_whoever_sleeps_it(simulation: Simulatio
 
     assert before == "PENDING"
     assert simulation.judge.seen.status("a") == "SUCCESS"
+
+
+def test_an_outage_in_which_nobody_renews_a_lease_kills_nobody(simulation: Simulation) -> None:
+    simulation.begin("work", Program((Sleep(50), Step("body"))))
+    instances = simulation.judge.seen.instances
+
+    simulation.advance(65, is_jump=True)
+
+    assert simulation.judge.seen.instances == instances
