@@ -182,5 +182,5 @@ def _open(engine: Engine, row: StatusRow, history: dict[int, StepRow]) -> Flow[R
         deadline_ms=row.workflow_deadline_epoch_ms,
         history=history,
     )
-    engine.runs.add(run)
+    engine.enter(run, row.owner_instance)
     return run

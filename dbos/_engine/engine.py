@@ -144,6 +144,12 @@ class Engine:
             # A workflow that was started meanwhile may have begun another loop; from here on nothing can be started.
             self.loops.close(for_good=True)
 
+    def enter(self, run: Run, owner_instance: str | None) -> None:
+        """Enter a run of a workflow that became ``owner_instance``'s, which this executor may not be any more."""
+        self.runs.add(run)
+        if owner_instance != self.instance_id:  # looked at last: who registers anew stops what is entered
+            run.lose()
+
     def finished(self, workflow_id: str) -> None:
         """A workflow has reached an outcome, durably: wake whoever waits for it, here and elsewhere."""
         self.db.wakeups.fire([workflow_key(workflow_id)])

@@ -160,6 +160,7 @@ class Runs:
     def __init__(self) -> None:
         self._runs: dict[str, Run] = {}
         self._expected: set[str] = set()
+        self._overtaken: set[str] = set()  # starts whose workflow was claimed anew before they had their answer
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
 
@@ -174,6 +175,7 @@ class Runs:
             yield
         finally:
             self._expected.discard(run_token)
+            self._overtaken.discard(run_token)
 
     def is_accounted(self, workflow_id: str, run_token: str) -> bool:
         """Whether a row that this process owns has its run here, or will have in a moment."""
@@ -183,10 +185,13 @@ class Runs:
     def add(self, run: Run) -> None:
         """Enter a run before anything of it is executed; an older one of the same workflow is told to stop."""
         with self._lock:
-            older = self._runs.get(run.workflow_id)
-            self._runs[run.workflow_id] = run
-        if older is not None and older is not run:
-            older.lose()
+            if run.start_token != run.run_token and run.start_token in self._expected:
+                self._overtaken.add(run.start_token)
+            stopped = run if run.run_token in self._overtaken else self._runs.get(run.workflow_id)
+            if stopped is not run:
+                self._runs[run.workflow_id] = run
+        if stopped is not None:
+            stopped.lose()
 
     def remove(self, run: Run) -> None:
         """A run has ended, one way or another; whoever waits for it is woken."""

@@ -71,7 +71,7 @@ def begin(
             return recorded.child_workflow_id
     start, passed = _describe(engine, function, args, kwargs, context, function_id, queue)
     with engine.runs.expecting(start.run_token):
-        started = yield from _commit_start(engine, start)
+        started, owner_instance = yield from _commit_start(engine, start)
         if started.created:
             if queue is not None:
                 return start.workflow_uuid
@@ -87,7 +87,7 @@ def begin(
                 deadline_ms=start.workflow_deadline_epoch_ms,
                 history=None,
             )
-            engine.runs.add(run)
+            engine.enter(run, owner_instance)
             return run
     if started.existing is None:
         assert parent is not None
@@ -100,7 +100,7 @@ def begin(
     return start.workflow_uuid
 
 
-def _commit_start(engine: Engine, start: StartWorkflow) -> Flow[Started]:
+def _commit_start(engine: Engine, start: StartWorkflow) -> Flow[tuple[Started, str | None]]:
     """Create the row; a process that was declared dead registers anew and tries again, unless a dead run starts it."""
     while True:
         renewed = engine.lease_renewed
@@ -124,7 +124,7 @@ def _commit_start(engine: Engine, start: StartWorkflow) -> Flow[Started]:
             started: Started = results[0]
             is_explained = started.existing is not None or started.holder is not None or start.parent_step is not None
             if started.created or is_explained:
-                return started
+                return started, start.owner_instance
             # The id was taken, and whoever had it was deleted before it could be looked at.
 
 

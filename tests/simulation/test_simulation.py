@@ -28,7 +28,7 @@ from tests.simulation.programs import Child, Hold, Program, Sleep, Step
 from tests.simulation.stillness import simulated_wait
 
 EXAMPLES = int(os.environ.get("DBOS_TEST_SIMULATION_EXAMPLES", "0"))
-STEPS = 30
+STEPS = 40
 
 
 # -- databases ---------------------------------------------------------------------------------------------------------
