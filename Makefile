@@ -20,7 +20,7 @@ ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format failpoints chaos costs bench docs clean
+.PHONY: help setup demo test check format failpoints simulate chaos costs bench docs clean
 
 help: ## Show this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ format: setup ## Format the code and sort its imports
 
 failpoints: setup ## Let every call to the database fail, in every way (some eight minutes)
 	@DBOS_FAILPOINTS=all $(RUN) pytest -q -n $(WORKERS) tests/failpoints $(ARGS)
+
+simulate: setup ## Play a thousand random histories against the model, on each database
+	@DBOS_TEST_SIMULATION_EXAMPLES=1000 $(RUN) pytest -q -n 0 --timeout 0 tests/simulation $(ARGS)
 
 chaos: setup ## Run the long tests under faults (about seven minutes)
 	@$(RUN) pytest -q -n 0 -s -m chaos tests/chaos $(ARGS)
