@@ -27,7 +27,10 @@ def dbos_log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) 
     logger = logging.getLogger("dbos")
     monkeypatch.setattr(logger, "propagate", False)
     logger.addHandler(caplog.handler)
+    level = logger.level
+    logger.setLevel(logging.DEBUG)  # an application that another test launched may have left it higher
     yield caplog
+    logger.setLevel(level)
     logger.removeHandler(caplog.handler)
 
 

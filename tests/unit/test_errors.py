@@ -31,6 +31,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "DBOSConflictingRegistrationError": ("pay",),
     "DBOSConflictingWorkflowError": ("wf-1", "different function name"),
     "DBOSDatabaseUnavailableError": ("The database could not be reached.",),
+    "DatabaseGoneError": ("The database was deleted.",),
     "DBOSDeserializationError": ("json", "it is damaged"),
     "DBOSException": ("a message", 99),
     "DBOSForeignDatabaseError": ("app.sqlite", "it has a table dbos_migrations"),
