@@ -432,8 +432,11 @@ def _watch_application(database: ApplicationDatabase, failpoints: Failpoints) ->
 
         @sa.event.listens_for(engine, "begin", insert=True)
         def begin(connection: sa.Connection) -> None:
-            with call(connection.connection.driver_connection, "BEGIN"):
-                pass
+            try:
+                with call(connection.connection.driver_connection, "BEGIN"):
+                    pass
+            except sqlite3.Error as error:  # as the library's own listener does, which begins the transaction
+                raise sa.exc.OperationalError("BEGIN IMMEDIATE", None, error) from error
 
     commit = engine.dialect.do_commit
 
