@@ -157,18 +157,11 @@ def decorate_transaction(
 
 
 def _engine_of(registry: Registry[Engine], name: str) -> Engine:
-    return registry.engine or engine_or_interrupt(registry, name)
-
-
-def engine_or_interrupt(registry: Registry[Engine], name: str) -> Engine:
-    """Stop a run that outlived ``DBOS.destroy``: its call has not failed. Anybody else is told what is missing.
-
-    Raises:
-        DBOSException: there is no DBOS object.
-    """
-    context = current_context()
-    if context is not None and context.run is not None:
-        context.run.check_interrupted()
+    """The engine. A run that outlived ``DBOS.destroy`` is stopped: its call has not failed; others get an error."""
+    if registry.engine is None:
+        context = current_context()
+        if context is not None and context.run is not None:
+            context.run.check_interrupted()
     return registry.engine_for(name)
 
 

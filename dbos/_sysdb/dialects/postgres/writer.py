@@ -223,7 +223,7 @@ class PostgresWriter:
                 results.append(StepRecorded(None, None))
             else:
                 # What equals the record that was to be written is that record, or was as good as it.
-                results.append(StepRecorded(status[step.workflow_uuid], None if row == step[:9] else row))
+                results.append(StepRecorded(status[step.workflow_uuid], None if row == step[:-1] else row))
         return results
 
     def _finished(self, outcomes: Sequence[RecordOutcome], answer: Answer) -> list[OutcomeRecorded]:

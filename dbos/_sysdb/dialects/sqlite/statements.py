@@ -38,8 +38,8 @@ _IS_PENDING = (
 _IS_ALIVE = "({instance} IS NULL OR EXISTS (SELECT 1 FROM executor_instances WHERE instance_id = {instance}))"
 
 
-def _marks(count: int, *, first: int = 1) -> str:
-    return ", ".join(f"?{number}" for number in range(first, first + count))
+def _marks(count: int) -> str:
+    return ", ".join(f"?{number}" for number in range(1, count + 1))
 
 
 def _rows(count: int, width: int) -> str:
