@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -596,37 +597,53 @@ OUTCOMES = [outcome(f"w{number}") for number in range(1, 65)]
 IDS = [f"w{number}" for number in range(1, 65)]
 
 
-@pytest.mark.parametrize(
-    ("statement", "parameters"),
-    [
-        (postgres.INSERT_WORKFLOWS, arrays((*start()._fields[:-1], "parent_run_token", "parent_function_id"), STARTS)),
-        (postgres.INSERT_PLAIN_WORKFLOWS, arrays(start()._fields[:-1], [row[:-2] for row in STARTS])),
-        (postgres.INSERT_PLAIN_STEPS, arrays(step()._fields, STEPS)),
-        (postgres.INSERT_STEPS, arrays(step()._fields, STEPS)),
-        (postgres.UPDATE_OUTCOMES, arrays(outcome()._fields, OUTCOMES)),
-        (postgres.SELECT_WORKFLOWS, {"ids": IDS}),
-        (postgres.SELECT_RUNS, {"ids": IDS, "tokens": ["token"]}),
-        (postgres.SELECT_STEPS, {"ids": IDS, "function_ids": [1] * 64}),
-        (postgres.SELECT_HOLDERS, {"queue_names": ["mail"], "deduplication_ids": ["invoice"]}),
-        (HISTORY, {"ids": IDS, "after_id": "", "after_function": -1, "page_rows": 2000}),
-        (workflow_status.GET, {"ids": IDS}),
-        (workflow_status.UNSETTLED, {"ids": IDS}),
-        (workflow_status.RUNNING, {"instance": "ours"}),
-        (workflow_status.HAS_ORPHANS, {"application_version": "v1"}),
-        (workflow_status.CANCEL, {"ids": IDS, "now_ms": 1}),
-    ],
-    ids=[
-        "start", "plain start", "plain step", "step", "outcome", "existing", "runs", "recorded", "holders",
-        "history", "get", "unsettled", "running", "orphans", "cancel",
-    ],
-)  # fmt: skip
-def test_hot_statements_go_by_an_index(filled: SystemDatabase, statement: str, parameters: dict[str, Any]) -> None:
+WRITES = {
+    "start": (
+        postgres.INSERT_WORKFLOWS,
+        arrays((*start()._fields[:-1], "parent_run_token", "parent_function_id"), STARTS),
+    ),
+    "plain start": (postgres.INSERT_PLAIN_WORKFLOWS, arrays(start()._fields[:-1], [row[:-2] for row in STARTS])),
+    "plain step": (postgres.INSERT_PLAIN_STEPS, arrays(step()._fields, STEPS)),
+    "step": (postgres.INSERT_STEPS, arrays(step()._fields, STEPS)),
+    "outcome": (postgres.UPDATE_OUTCOMES, arrays(outcome()._fields, OUTCOMES)),
+}
+READS = {
+    "existing": (postgres.SELECT_WORKFLOWS, {"ids": IDS}),
+    "runs": (postgres.SELECT_RUNS, {"ids": IDS, "tokens": ["token"]}),
+    "recorded": (postgres.SELECT_STEPS, {"ids": IDS, "function_ids": [1] * 64}),
+    "holders": (postgres.SELECT_HOLDERS, {"queue_names": ["mail"], "deduplication_ids": ["invoice"]}),
+    "history": (HISTORY, {"ids": IDS, "after_id": "", "after_function": -1, "page_rows": 2000}),
+    "get": (workflow_status.GET, {"ids": IDS}),
+    "unsettled": (workflow_status.UNSETTLED, {"ids": IDS}),
+    "running": (workflow_status.RUNNING, {"instance": "ours"}),
+    "orphans": (workflow_status.HAS_ORPHANS, {"application_version": "v1"}),
+    "cancel": (workflow_status.CANCEL, {"ids": IDS, "now_ms": 1}),
+}
+
+
+def plan_of(db: SystemDatabase, statement: str, parameters: dict[str, Any]) -> str:
     def explain(connection: Connection) -> list[str]:
         return [line for (line,) in connection.all("EXPLAIN " + statement, **parameters)]
 
-    plan = "\n".join(filled.change(explain))
+    return "\n".join(db.change(explain))
+
+
+@pytest.mark.parametrize("name", [*WRITES, *READS])
+def test_hot_statements_go_by_an_index(filled: SystemDatabase, name: str) -> None:
+    plan = plan_of(filled, *{**WRITES, **READS}[name])
 
     assert "Hash Join" not in plan
     assert "Merge Join" not in plan
     for table in ("workflow_status", "operation_outputs"):
         assert f"Seq Scan on {table}" not in plan, plan
+
+
+@pytest.mark.parametrize("is_filled", [False, True], ids=["no statistics", "statistics"])
+@pytest.mark.parametrize("name", WRITES)
+def test_a_batch_looks_at_its_own_rows_only(
+    db: SystemDatabase, filled: SystemDatabase, name: str, is_filled: bool
+) -> None:
+    plan = plan_of(filled if is_filled else db, *WRITES[name])
+
+    scanned = re.findall(r"Scan (?:using (\w+) )?on workflow_status\b", plan)
+    assert set(scanned) <= {"workflow_status_pkey"}, plan

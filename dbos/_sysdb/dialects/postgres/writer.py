@@ -84,6 +84,7 @@ class PostgresWriter:
         try:
             raw.execute(f"SET lock_timeout = {self._lock_timeout_ms}")
             raw.execute("SET statement_timeout = 0")  # a role's limit is meant for queries, not for commits
+            raw.execute("SET enable_seqscan = off")
             raw.execute("SET enable_hashjoin = off")
             raw.execute("SET enable_mergejoin = off")
             raw.execute("SET plan_cache_mode = force_generic_plan")
