@@ -95,11 +95,13 @@ def note_cancelled(engine: Engine, workflow_ids: Sequence[str]) -> Flow[None]:
 def _attempt(run: Run) -> Flow[Outcome]:
     function = run.function
     required = required_roles_of(function.info, run.args)
+    context = run.context
+    del run.context  # it knows its run; if the run knew it, both would be left to the garbage collector
     try:
-        run.context = run.context.with_role(required, function.name.removeprefix(TEMPORARY_PREFIX))
+        context = context.with_role(required, function.name.removeprefix(TEMPORARY_PREFIX))
     except Exception as error:
         return Raised(error)
-    outcome: Outcome = yield Invoke(run.context, function.func, run.args, run.kwargs)
+    outcome: Outcome = yield Invoke(context, function.func, run.args, run.kwargs)
     return outcome
 
 

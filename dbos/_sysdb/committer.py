@@ -142,6 +142,7 @@ class Committer:
             self._interrupted.append(unit)
             self._hold(unit)
             raise
+        unit.carried = ()  # the batch holds its leader: a cycle, which would be left to the garbage collector
         if unit.error is not None:
             raise unit.error
         return unit.results

@@ -597,7 +597,9 @@ OUTCOMES = [outcome(f"w{number}") for number in range(1, 65)]
 IDS = [f"w{number}" for number in range(1, 65)]
 
 
-WRITES = {
+Statements = dict[str, tuple[str, dict[str, Any]]]
+
+WRITES: Statements = {
     "start": (
         postgres.INSERT_WORKFLOWS,
         arrays((*start()._fields[:-1], "parent_run_token", "parent_function_id"), STARTS),
@@ -607,7 +609,7 @@ WRITES = {
     "step": (postgres.INSERT_STEPS, arrays(step()._fields, STEPS)),
     "outcome": (postgres.UPDATE_OUTCOMES, arrays(outcome()._fields, OUTCOMES)),
 }
-READS = {
+READS: Statements = {
     "existing": (postgres.SELECT_WORKFLOWS, {"ids": IDS}),
     "runs": (postgres.SELECT_RUNS, {"ids": IDS, "tokens": ["token"]}),
     "recorded": (postgres.SELECT_STEPS, {"ids": IDS, "function_ids": [1] * 64}),
