@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import stat
@@ -26,6 +27,7 @@ from dbos._sysdb.connection import Connection
 from dbos._sysdb.dialects import sqlite
 from dbos._sysdb.dialects.sqlite import checkpoints
 from dbos._sysdb.dialects.sqlite import writer as writer_module
+from dbos._sysdb.dialects.sqlite.inotify import FileWatch
 from dbos._sysdb.operations import StepRecorded
 from tests.conformance.values import begin, outcome, record, row, start, status, step
 from tests.unit.memory_writer import eventually
@@ -249,7 +251,16 @@ def test_closing_while_another_process_holds_the_file_ends(
     assert len(errors) == 1
 
 
-def test_the_commit_of_another_process_wakes_within_the_poll(db: SystemDatabase, path: Path) -> None:
+@pytest.mark.parametrize("is_told", [True, False], ids=["told of writes", "looking for them"])
+def test_the_commit_of_another_process_wakes(
+    db: SystemDatabase, path: Path, monkeypatch: pytest.MonkeyPatch, is_told: bool
+) -> None:
+    if not is_told:
+
+        def refuse(path: str) -> FileWatch:
+            raise OSError(errno.EMFILE, "as many watches as a user may have")
+
+        monkeypatch.setattr("dbos._sysdb.dialects.sqlite.listener.FileWatch", refuse)
     heard: list[str | None] = []
     db.listen(heard.append)
     with closing(sqlite3.connect(path, timeout=10)) as connection:

@@ -75,7 +75,7 @@ class SQLiteWriter:
     def __init__(self, dialect: SQLiteDialect) -> None:
         self.instance_id: str | None = None
         self.foreign_commits = 0  # how often another process was seen to have committed
-        self.version_checked_at = 0.0  # monotonic time of the last look
+        self.log_path = dialect.path + "-wal"
         self._dialect = dialect
         self._verbs: dict[type, Callable[[Any], list[Any]]] = {
             StartWorkflow: self._start_workflows,
@@ -270,23 +270,26 @@ class SQLiteWriter:
         now = time.monotonic()
         if now >= self._next_version_check:
             self._next_version_check = now + FOREIGN_COMMIT_POLL_S
-            self.version_checked_at = now
             version = self._raw.execute("PRAGMA data_version").fetchone()[0]
             if version != self._data_version:
                 self._data_version = version
                 self.foreign_commits += 1
 
+    def hurry(self) -> None:
+        """Have the next :meth:`idle` look for other processes' commits, however short a time ago it did."""
+        self._next_version_check = 0.0
+
     def log_stamp(self) -> object:
         """Something that changes when anybody writes to the write-ahead log."""
         try:
-            status = os.stat(self._dialect.path + "-wal")
+            status = os.stat(self.log_path)
         except OSError:
             return None
         return status.st_mtime_ns, status.st_size
 
     def _checkpoint_if_due(self) -> None:
         try:
-            log_bytes = os.stat(self._dialect.path + "-wal").st_size
+            log_bytes = os.stat(self.log_path).st_size
         except FileNotFoundError:
             log_bytes = 0
         if not self._checkpoints.is_due(log_bytes):
