@@ -28,6 +28,7 @@ logger = logging.getLogger("dbos.recovery")
 EXECUTOR = "executor"  # the topic under which an instance tells that it leaves
 INTERVAL_S = 1.0  # how late the death of a process on this host is noticed
 SPACING_S = 0.1  # on SQLite every foreign commit wakes us; this bounds how much we look
+TOLD_SPACING_S = 1.0  # and this how often all that is PENDING is read because somebody may have left
 
 
 class Recovery(Service):
@@ -44,7 +45,13 @@ class Recovery(Service):
         self._next_round = float("-inf")
         self._next_look = float("-inf")
         self._has_one_left = False
+        self._is_told = False  # that an instance may have left, perhaps one that came after our last look
+        self._looked_at = float("-inf")
         self._lock = threading.Lock()  # a round may be asked for while another is under way
+
+    def wake(self) -> None:
+        self._is_told = True
+        super().wake()
 
     def work_once(self) -> float | None:
         """Take over, and come back soon: at once if an instance leaves."""
@@ -81,11 +88,16 @@ class Recovery(Service):
         return taken
 
     def _finds_orphans(self) -> bool:
-        """Look for work without an owner when one has left, and now and then: it takes reading all that is PENDING."""
+        """Look for work without an owner when one has left, or may have, and now and then.
+
+        It takes reading all that is PENDING.
+        """
         engine = self._engine
         now = engine.clock.monotonic()
-        if not self._has_one_left and now < self._next_look:
+        is_told = self._is_told and now >= self._looked_at + TOLD_SPACING_S
+        if not self._has_one_left and not is_told and now < self._next_look:
             return False
+        self._is_told, self._looked_at = False, now
         self._next_look = now + engine.settings.lease_s / RENEWALS_PER_LEASE
         return engine.db.read(engine.db.workflows.has_orphans, engine.application_version)
 

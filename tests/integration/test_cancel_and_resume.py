@@ -382,6 +382,7 @@ def test_news_of_a_cancellation_that_arrive_after_the_resume_do_not_stop_the_nex
     handle = start(dbos, workflow)
     with pytest.raises(DBOSAwaitedWorkflowCancelledError):
         handle.get_result()
+    eventually(lambda: not engine().runs.all())  # by then it has recorded that it cancelled itself
     resumed = dbos.resume_workflow("wf")
     gate.reached()
 

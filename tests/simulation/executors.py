@@ -186,6 +186,7 @@ class Executor:
         if self._has_lost:
             self._has_lost = False
             self.renew()
+        runtime.recovery.wake()  # as an instance that leaves does
         runtime.recovery.take_over_once()
         runtime._deadlines.cancel_overdue_once()
         runtime._dispatcher.dispatch_once()

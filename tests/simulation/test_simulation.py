@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from dbos._dbos_config import process_config
+from dbos._services import recovery
 from dbos._sysdb.dialects import open_dialect
 from dbos._sysdb.wakeups import Signal
 from tests.postgres_server import MEMORY, PostgresServer
@@ -37,6 +38,7 @@ STEPS = 40
 @pytest.fixture
 def simulated_waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(Signal, "wait", simulated_wait)
+    monkeypatch.setattr(recovery, "TOLD_SPACING_S", 0)  # time stands still while executors look about
     logger = logging.getLogger("dbos")  # every launch sets its level
     level = logger.level
     yield
@@ -225,3 +227,20 @@ def test_an_outage_in_which_nobody_renews_a_lease_kills_nobody(simulation: Simul
     simulation.advance(65, is_jump=True)
 
     assert simulation.judge.seen.instances == instances
+
+
+def test_what_an_executor_left_that_others_never_saw_is_taken_over_at_once(simulation: Simulation) -> None:
+    """It came and went between two looks of the only other one, which then waited a third of a lease for its next."""
+    simulation.begin("work", Program((Sleep(50),)))
+    simulation.befall(1, "freezes")
+    simulation.launch()
+    simulation.start(1, "b", "work", Program((Sleep(5), Step("body"))), None, False)
+    simulation.befall(0, "freezes")
+    simulation.befall(1, "thaws")
+
+    simulation.befall(2, "leaves")
+    simulation.befall(1, "notices")
+
+    [left] = simulation.executors[2:]
+    assert left.state == "gone"
+    assert simulation.judge.seen.rows["b"].owner_instance == simulation.executors[1].instance_id

@@ -237,11 +237,12 @@ def test_no_step_begins_while_the_lease_is_in_doubt(engine: Engine) -> None:
 
 def test_a_workflow_is_called_and_its_outcome_recorded(engine: Engine) -> None:
     run = make_run(engine)
+    context = run.context
     flow = execute(engine, run)
 
     call = next(flow)
     assert isinstance(call, Invoke)
-    assert (call.context, call.args) == (run.context, (1,))
+    assert (call.context, call.args) == (context, (1,))
     commit = flow.send(Returned("result"))
     assert isinstance(commit, Commit)
     [record] = commit.operations
