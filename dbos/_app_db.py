@@ -100,8 +100,14 @@ class ApplicationDatabase:
         self.engine = sa.create_engine(_driver_url(url), **settings.application_engine_kwargs)
         # For text(): it doubles percent signs by itself, and takes what follows a plain colon for a parameter.
         self._prefix = "" if self._is_sqlite else quote_identifier(settings.system_schema).replace(":", r"\:") + "."
+        self._is_closed = False
+        sa.event.listen(self.engine, "checkin", self._checked_in)
         if self._is_sqlite:
             self._prepare_sqlite(settings)
+
+    def _checked_in(self, connection: Any, record: sa.pool.ConnectionPoolEntry) -> None:
+        if self._is_closed and connection is not None:
+            record.invalidate()  # nobody else would close it: the engine has forgotten the pool it goes back to
 
     def _prepare_sqlite(self, settings: Settings) -> None:
         @sa.event.listens_for(self.engine, "connect")
@@ -188,6 +194,7 @@ class ApplicationDatabase:
 
     def close(self) -> None:
         """Close the pool."""
+        self._is_closed = True
         self.engine.dispose()
 
 

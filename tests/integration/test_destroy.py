@@ -297,7 +297,7 @@ def test_destroying_under_load_closes_the_database_last(
     for user in users:
         user.join(PATIENCE_S)
         assert not user.is_alive()
-    assert threads() == set()
+    eventually(lambda: threads() == set())
     assert {type(error) for error in refused} <= {DBOSDatabaseUnavailableError, DBOSException}
     assert [each.getMessage() for each in caplog.records if each.levelno >= logging.ERROR] == []
     DBOS(config=config)
