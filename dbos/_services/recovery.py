@@ -97,9 +97,14 @@ class Recovery(Service):
         is_told = self._is_told and now >= self._looked_at + TOLD_SPACING_S
         if not self._has_one_left and not is_told and now < self._next_look:
             return False
-        self._is_told, self._looked_at = False, now
-        self._next_look = now + engine.settings.lease_s / RENEWALS_PER_LEASE
-        return engine.db.read(engine.db.workflows.has_orphans, engine.application_version)
+        self._is_told = False  # before the look: what is told during it brings on another
+        try:
+            found = engine.db.read(engine.db.workflows.has_orphans, engine.application_version)
+        except BaseException:
+            self._is_told = True
+            raise
+        self._looked_at, self._next_look = now, now + engine.settings.lease_s / RENEWALS_PER_LEASE
+        return found
 
     def recover_now(self, executor_ids: Sequence[str]) -> list[str]:
         """Recover at once what is not running: ours, if it is named, and whatever nobody alive owns."""

@@ -623,16 +623,17 @@ READS: Statements = {
 }
 
 
-def plan_of(db: SystemDatabase, statement: str, parameters: dict[str, Any]) -> str:
+def plan_of(ask: Callable[..., list[str]], statement: str, parameters: dict[str, Any]) -> str:
     def explain(connection: Connection) -> list[str]:
         return [line for (line,) in connection.all("EXPLAIN " + statement, **parameters)]
 
-    return "\n".join(db.change(explain))
+    return "\n".join(ask(explain))
 
 
 @pytest.mark.parametrize("name", [*WRITES, *READS])
 def test_hot_statements_go_by_an_index(filled: SystemDatabase, name: str) -> None:
-    plan = plan_of(filled, *{**WRITES, **READS}[name])
+    ask = filled.change if name in WRITES else filled.read  # they differ in what they let the planner do
+    plan = plan_of(ask, *{**WRITES, **READS}[name])
 
     assert "Hash Join" not in plan
     assert "Merge Join" not in plan
@@ -645,7 +646,7 @@ def test_hot_statements_go_by_an_index(filled: SystemDatabase, name: str) -> Non
 def test_a_batch_looks_at_its_own_rows_only(
     db: SystemDatabase, filled: SystemDatabase, name: str, is_filled: bool
 ) -> None:
-    plan = plan_of(filled if is_filled else db, *WRITES[name])
+    plan = plan_of((filled if is_filled else db).change, *WRITES[name])
 
     scanned = re.findall(r"Scan (?:using (\w+) )?on workflow_status\b", plan)
     assert set(scanned) <= {"workflow_status_pkey"}, plan

@@ -271,6 +271,20 @@ def test_the_commit_of_another_process_wakes(
         eventually(lambda: heard == [None], "the wake-up")
 
 
+def test_the_log_of_a_file_that_is_opened_through_a_link_is_looked_at(
+    db: SystemDatabase, path: Path, settings: Settings, open_database: OpenDatabase, tmp_path: Path
+) -> None:
+    link = tmp_path / "link.sqlite"
+    link.symlink_to(path)
+    linked = open_database("theirs", replace(settings, system_database_url=f"sqlite:///{link}"))
+    heard: list[str | None] = []
+    linked.listen(heard.append)
+
+    begin(db, start())
+
+    eventually(lambda: heard == [None], "the wake-up")
+
+
 def test_the_commit_of_another_process_is_noticed_while_we_commit_without_rest(db: SystemDatabase, path: Path) -> None:
     heard: list[str | None] = []
     db.listen(heard.append)

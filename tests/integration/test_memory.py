@@ -1,4 +1,4 @@
-"""What workflows leave behind in memory: nothing that only the garbage collector would find."""
+"""What workflows that succeed leave behind in memory: nothing that only the garbage collector would find."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def work(way: str) -> Callable[[], None]:
 
 
 @pytest.mark.parametrize("way", ["called", "started", "awaited"])
-def test_finished_workflows_leave_nothing_to_the_garbage_collector(
+def test_workflows_that_succeed_leave_nothing_to_the_garbage_collector(
     dbos: type[DBOS], request: pytest.FixtureRequest, way: str
 ) -> None:
     do = work(way)

@@ -85,6 +85,7 @@ class PostgresWriter:
             raw.execute(f"SET lock_timeout = {self._lock_timeout_ms}")
             raw.execute("SET statement_timeout = 0")  # a role's limit is meant for queries, not for commits
             raw.execute("SET enable_seqscan = off")
+            raw.execute("SET jit = off")  # a scan that cannot be avoided counts as dear enough to be compiled
             raw.execute("SET enable_hashjoin = off")
             raw.execute("SET enable_mergejoin = off")
             raw.execute("SET plan_cache_mode = force_generic_plan")

@@ -6,7 +6,6 @@ somebody's application.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import select
@@ -16,7 +15,7 @@ import sys
 __all__ = ["FileWatch"]
 
 _MODIFY = 0x0002
-_IGNORED = 0x8000  # the last event of a watch: it was removed, or the file was
+_IGNORED = 0x8000  # the last event of a watch: it was ended, or nobody has the deleted file open any more
 _EVENT = struct.Struct("iIII")  # watch, mask, cookie, length of the name that follows: none, for a watched file
 _READ_BYTES = 256 * _EVENT.size
 
@@ -24,7 +23,7 @@ _READ_BYTES = 256 * _EVENT.size
 class FileWatch:
     """Waits until a file is written to; any thread may end that.
 
-    ``is_ended`` tells that the watch was ended, or the file removed.
+    ``is_ended`` tells that the watch was ended, or that the file is gone: deleted, and closed by everybody.
     """
 
     def __init__(self, path: str) -> None:
@@ -36,10 +35,17 @@ class FileWatch:
         if sys.platform != "linux":
             raise OSError(errno.ENOSYS, "this system has no inotify")
         self.is_ended = False
-        self._libc = ctypes.CDLL(None, use_errno=True)
-        self._fd = _checked(self._libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK))
         try:
-            self._watch = _checked(self._libc.inotify_add_watch(self._fd, os.fsencode(path), _MODIFY))
+            import ctypes  # some Pythons are built without it
+
+            self._libc = ctypes.CDLL(None, use_errno=True)
+            self._errno = ctypes.get_errno
+            init, add_watch = self._libc.inotify_init1, self._libc.inotify_add_watch
+        except (ImportError, AttributeError) as error:
+            raise OSError(errno.ENOSYS, f"inotify cannot be reached: {error}") from error
+        self._fd = self._checked(init(os.O_CLOEXEC | os.O_NONBLOCK))
+        try:
+            self._watch = self._checked(add_watch(self._fd, os.fsencode(path), _MODIFY))
         except OSError:
             self.close()
             raise
@@ -67,9 +73,8 @@ class FileWatch:
         """Give back what the watch takes."""
         os.close(self._fd)
 
-
-def _checked(result: int) -> int:
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-    return result
+    def _checked(self, result: int) -> int:
+        if result < 0:
+            number = self._errno()
+            raise OSError(number, os.strerror(number))
+        return result

@@ -83,7 +83,9 @@ class SQLiteListener:
     def _is_written(self) -> bool:
         if self._watch is not None:
             is_written = self._watch.is_written()
-            if self._watch.is_ended and not self._stopping.is_set:  # the log was made anew
+            if (
+                self._watch.is_ended and not self._stopping.is_set
+            ):  # the last connection was closed, and the log with it
                 self._watch.close()
                 self._watch = self._watch_log()
             return is_written
@@ -99,5 +101,6 @@ class SQLiteListener:
             self._watch.end()
         if self._thread is not None:
             self._thread.join()
-        if self._watch is not None:
-            self._watch.close()
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.close()

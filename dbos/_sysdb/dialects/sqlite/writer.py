@@ -75,7 +75,7 @@ class SQLiteWriter:
     def __init__(self, dialect: SQLiteDialect) -> None:
         self.instance_id: str | None = None
         self.foreign_commits = 0  # how often another process was seen to have committed
-        self.log_path = dialect.path + "-wal"
+        self.log_path = os.path.realpath(dialect.path) + "-wal"  # SQLite puts it beside the file, not beside a link
         self._dialect = dialect
         self._verbs: dict[type, Callable[[Any], list[Any]]] = {
             StartWorkflow: self._start_workflows,
