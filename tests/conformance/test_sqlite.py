@@ -28,6 +28,7 @@ from dbos._sysdb.dialects import sqlite
 from dbos._sysdb.dialects.sqlite import checkpoints
 from dbos._sysdb.dialects.sqlite import writer as writer_module
 from dbos._sysdb.dialects.sqlite.inotify import FileWatch
+from dbos._sysdb.dialects.sqlite.listener import SQLiteListener
 from dbos._sysdb.operations import StepRecorded
 from tests.conformance.values import begin, outcome, record, row, start, status, step
 from tests.unit.memory_writer import eventually
@@ -269,6 +270,27 @@ def test_the_commit_of_another_process_wakes(
         connection.commit()
 
         eventually(lambda: heard == [None], "the wake-up")
+
+
+def test_a_foreign_commit_is_looked_for_until_nobody_of_ours_leads_any_more(db: SystemDatabase, path: Path) -> None:
+    """As long as somebody leads, asking for a look comes to nothing."""
+    looks, heard = count(1), threading.Event()
+
+    def poll() -> None:
+        if next(looks) > 50:
+            db._committer.poll()
+
+    writer = db._committer._writer
+    assert isinstance(writer, writer_module.SQLiteWriter)
+    listener = SQLiteListener(writer, lambda topic: heard.set(), poll)
+    listener.start()
+    with closing(sqlite3.connect(path, timeout=10)) as connection:
+        connection.execute("INSERT INTO workflow_status (workflow_uuid, status) VALUES ('theirs', 'ENQUEUED')")
+        connection.commit()
+
+    assert heard.wait(30)
+    listener.stop()
+    assert next(looks) > 50
 
 
 def test_the_log_of_a_file_that_is_opened_through_a_link_is_looked_at(

@@ -65,8 +65,11 @@ class SQLiteListener:
                 hurry_until = time.monotonic() + HURRY_S
             elif not is_hurried:
                 continue
+            looked_at = time.monotonic()
             self._writer.hurry()
             self._poll()
+            if self._writer.version_checked_at < looked_at:
+                hurry_until = time.monotonic() + HURRY_S  # somebody leads, and it could not be looked at: come again
             if self._writer.foreign_commits != heard:
                 heard = self._writer.foreign_commits
                 try:
@@ -83,9 +86,8 @@ class SQLiteListener:
     def _is_written(self) -> bool:
         if self._watch is not None:
             is_written = self._watch.is_written()
-            if (
-                self._watch.is_ended and not self._stopping.is_set
-            ):  # the last connection was closed, and the log with it
+            if self._watch.is_ended and not self._stopping.is_set:
+                # The last connection was closed, and the log with it.
                 self._watch.close()
                 self._watch = self._watch_log()
             return is_written

@@ -75,6 +75,7 @@ class SQLiteWriter:
     def __init__(self, dialect: SQLiteDialect) -> None:
         self.instance_id: str | None = None
         self.foreign_commits = 0  # how often another process was seen to have committed
+        self.version_checked_at = 0.0  # monotonic time of the last look
         self.log_path = os.path.realpath(dialect.path) + "-wal"  # SQLite puts it beside the file, not beside a link
         self._dialect = dialect
         self._verbs: dict[type, Callable[[Any], list[Any]]] = {
@@ -270,6 +271,7 @@ class SQLiteWriter:
         now = time.monotonic()
         if now >= self._next_version_check:
             self._next_version_check = now + FOREIGN_COMMIT_POLL_S
+            self.version_checked_at = now
             version = self._raw.execute("PRAGMA data_version").fetchone()[0]
             if version != self._data_version:
                 self._data_version = version
