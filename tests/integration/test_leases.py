@@ -188,6 +188,46 @@ def test_who_leaves_hands_over_at_once(executor: Build) -> None:
     assert staying.recovery.take_over_once() == [run.workflow_id]
 
 
+def test_who_is_told_that_somebody_may_have_left_looks_for_work_without_an_owner_once_a_second(
+    executor: Build, clock: VirtualClock
+) -> None:
+    staying = executor()
+    staying.recovery.take_over_once()
+    unseen = executor()
+    run = unseen.begin()
+    unseen.leases.leave()
+
+    staying.recovery.wake()
+    too_soon = staying.recovery.take_over_once()
+    clock.advance(1)
+    in_time = staying.recovery.take_over_once()
+
+    assert too_soon == []
+    assert in_time == [run.workflow_id]
+
+
+def test_a_look_for_work_without_an_owner_that_fails_is_repeated(
+    executor: Build, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> bool:
+        raise OSError("away")
+
+    staying = executor()
+    staying.recovery.take_over_once()
+    unseen = executor()
+    run = unseen.begin()
+    unseen.leases.leave()
+    clock.advance(1)
+    staying.recovery.wake()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(staying.engine.db.workflows, "has_orphans", fail)
+        with pytest.raises(OSError, match="away"):
+            staying.recovery.take_over_once()
+
+    assert staying.recovery.take_over_once() == [run.workflow_id]
+
+
 def test_work_of_another_version_is_left_to_that_version(executor: Build) -> None:
     old, new = executor("old"), executor("new")
     run = old.begin()

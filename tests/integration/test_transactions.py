@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import InvalidRequestError, OperationalError
@@ -345,6 +346,18 @@ def test_a_transaction_that_is_running_when_its_workflow_is_cancelled_is_recorde
     eventually(lambda: not engine().runs.all())  # who awaits a cancelled workflow does not wait for what runs of it
     assert recorded("wf")[0] == (1, "slow")
     assert len(notes()) == len(recorded("wf"))
+
+
+def test_a_connection_that_comes_back_after_the_pool_was_closed_is_closed(launched: type[DBOS]) -> None:
+    database = engine().application_database
+    connection = database.engine.connect()
+    raw: Any = connection.connection.driver_connection
+
+    database.close()
+    connection.close()
+
+    with pytest.raises((sqlite3.ProgrammingError, psycopg.OperationalError), match="closed"):
+        raw.execute("SELECT 1")
 
 
 def test_transactions_of_many_threads_lose_nothing(launched: type[DBOS], notes: Callable[[], list[str]]) -> None:
