@@ -20,7 +20,7 @@ from dbos._sysdb.committer import Committer
 from dbos._sysdb.connection import Connection
 from dbos._sysdb.dialects import open_dialect
 from dbos._sysdb.dialects.base import Dialect, FencedWriter, Listener
-from dbos._sysdb.operations import Operation, call
+from dbos._sysdb.operations import Operation, StartWorkflow, call
 from dbos._sysdb.readers import Readers
 from dbos._sysdb.stores.application_versions import ApplicationVersionsStore
 from dbos._sysdb.stores.executors import ExecutorsStore
@@ -85,6 +85,9 @@ class SystemDatabase:
         if self.dialect.has_second_writer():
             overflow = self._start_committer(opened, "second-writer", None, SECOND_WRITER_LOCK_TIMEOUT_MS)
         self._committer = self._start_committer(opened, "writer", overflow, None)
+        self._starter = self._committer
+        if overflow is not None:
+            self._starter = self._start_committer(opened, "start-writer", overflow, None)
         self.synchronize_clock()
 
     def _start_committer(
@@ -125,11 +128,15 @@ class SystemDatabase:
 
     def commit(self, *operations: Operation) -> Sequence[Any]:
         """Commit operations together, blocking until they are durable; returns their results."""
-        return self._committer.commit(*operations)
+        return self._committer_of(operations).commit(*operations)
 
     def submit(self, *operations: Operation) -> asyncio.Future[Sequence[Any]]:
         """Commit operations together; returns a future of the running loop."""
-        return self._committer.submit(*operations)
+        return self._committer_of(operations).submit(*operations)
+
+    def _committer_of(self, operations: Sequence[Operation]) -> Committer:
+        """New rows are nobody's yet, so they need not wait for the others' batch (docs/decisions/0010)."""
+        return self._starter if type(operations[0]) is StartWorkflow else self._committer
 
     def change(self, verb: Callable[..., R], *arguments: Any) -> R:
         """Run a store's verb in a committed transaction, blocking."""

@@ -196,6 +196,8 @@ class Committer:
     def close(self, patience_s: float = CLOSE_PATIENCE_S) -> None:
         """Commit what is queued, then stop the writer thread and close the connection. Closing twice is fine.
 
+        The second connection is to be closed afterwards, because blocked units are moved there.
+
         Units that cannot be committed because the database is away, or does not answer for ``patience_s`` seconds, are
         failed with DBOSDatabaseUnavailableError.
         """
@@ -208,8 +210,6 @@ class Committer:
             self._thread.join(patience_s)
             if self._thread.is_alive():
                 self._give_up()
-        if self._overflow is not None:  # the last, because blocked units are moved there
-            self._overflow.close(patience_s)
 
     def poll(self) -> None:
         """Give the connection a moment of upkeep if nobody is using it."""
