@@ -18,10 +18,11 @@ import pytest
 from dbos import DBOSConfig
 from dbos._clock import SystemClock
 from dbos._dbos_config import Settings, process_config
-from dbos._sys_db import SystemDatabase
+from dbos._sys_db import SECOND_WRITER_LOCK_TIMEOUT_MS, SystemDatabase
 from dbos._sysdb.connection import Connection
 from dbos._sysdb.dialects.postgres import statements as postgres
 from dbos._sysdb.dialects.postgres.connection import array_literal
+from dbos._sysdb.dialects.postgres.writer import LOCK_TIMEOUT_MS, PostgresWriter
 from dbos._sysdb.filters import WorkflowFilter
 from dbos._sysdb.operations import Call, StepRecorded, call
 from dbos._sysdb.stores import workflow_status
@@ -650,3 +651,21 @@ def test_a_batch_looks_at_its_own_rows_only(
 
     scanned = re.findall(r"Scan (?:using (\w+) )?on workflow_status\b", plan)
     assert set(scanned) <= {"workflow_status_pkey"}, plan
+
+
+def test_the_connection_that_blocked_units_are_moved_to_is_closed_last(
+    db: SystemDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was once closed first, and a unit lost between the two."""
+    closed: list[int] = []
+    close = PostgresWriter.close
+
+    def note(writer: PostgresWriter) -> None:
+        closed.append(writer._lock_timeout_ms)
+        close(writer)
+
+    monkeypatch.setattr(PostgresWriter, "close", note)
+
+    db.close()
+
+    assert closed == [LOCK_TIMEOUT_MS, LOCK_TIMEOUT_MS, SECOND_WRITER_LOCK_TIMEOUT_MS]
