@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bench import sides
-from bench.catalogue import DATABASES, IMPORT, NAMES
+from bench.catalogue import DATABASES, GROUPS, IMPORT, SLOW
 from bench.databases import Engine, Postgres, SQLite
 from bench.machine import describe, sync_ms
 from bench.report import conditions, table, write
@@ -32,7 +32,7 @@ def main() -> None:
     say("")
     print(table(rows))
     print(f"\n{conditions(facts)}\n")
-    for path in write(RESULTS, "latest" if is_whole else "partial", rows, facts):
+    for path in write(RESULTS, options.group if is_whole else "partial", rows, facts):
         print(f"wrote {path.relative_to(RESULTS.parent.parent)}")
 
 
@@ -43,7 +43,10 @@ def measure(options: argparse.Namespace) -> tuple[list[Row], dict[str, Any], boo
         plan = replace(plan, repeats=options.repeats)
     ours, peer = sides.ours(), None if options.no_peer else sides.peer()
     libraries = [ours] if peer is None else [ours, peer]
-    is_whole = not (options.quick or options.only or options.database or peer is None)
+    is_whole = not (options.quick or options.only or options.database or options.no_peer or peer is None)
+    names = options.only or [
+        name for name, group in GROUPS.items() if group == options.group and not (options.quick and name in SLOW)
+    ]
     rows: list[Row] = []
     parent = options.directory or (DEFAULT_DIRECTORY if DEFAULT_DIRECTORY.is_dir() else None)
     with ExitStack() as stack:
@@ -59,7 +62,7 @@ def measure(options: argparse.Namespace) -> tuple[list[Row], dict[str, Any], boo
         if facts["machine"]["file_system"] in ("tmpfs", "ramfs"):
             say(f"bench: {directory} is in memory, so nothing here is durable; choose --directory", is_news=True)
         try:
-            for measured in run(plan, options.only or NAMES, engines, libraries, sides.floor()):
+            for measured in run(plan, names, engines, libraries, sides.floor(), sides.scale()):
                 rows += measured
         except KeyboardInterrupt:
             say("bench: interrupted; what was measured so far:", is_news=True)
@@ -73,7 +76,8 @@ def parse() -> argparse.Namespace:
         prog="python -m bench", description="Measure this library, its peer and the floor."
     )
     parser.add_argument("--quick", action="store_true", help="short runs, few repeats: to see that it works")
-    parser.add_argument("--only", action="append", choices=NAMES, metavar="NAME", help=f"one of: {', '.join(NAMES)}")
+    parser.add_argument("--group", choices=("usual", "scale", "soak"), default="usual", help="what is measured")
+    parser.add_argument("--only", action="append", choices=GROUPS, metavar="NAME", help=f"of: {', '.join(GROUPS)}")
     parser.add_argument("--database", choices=DATABASES, help="one database instead of both")
     parser.add_argument("--repeats", type=int, metavar="N", help="measured runs of each side")
     parser.add_argument("--no-peer", action="store_true", help="without the other library")

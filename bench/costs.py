@@ -4,6 +4,7 @@
 ``round trips``     times this process spoke to the server and waited for what it said (from libpq's own trace)
 ``commits``         transactions that wrote: each is a flush to the disk, shared by all who are in it
 ``thread hops``     times a thread was woken, or an event loop from another thread, in order to go on
+``WAL bytes``       what the server adds to its log; the first change of a page after a checkpoint adds the page as well
 ``peak bytes``      memory held at the operation's highest point, over what was held before and without the driver's
 ==================  ================================================================================================
 
@@ -45,8 +46,8 @@ def main() -> None:
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="costs-", dir=DEFAULT_DIRECTORY)))
         directory.chmod(0o711)  # PostgreSQL may run as somebody else
-        print("| operation | database | round trips | commits | thread hops | peak bytes |")
-        print("|-----------|----------|------------:|--------:|------------:|-----------:|")
+        print("| operation | database | round trips | commits | thread hops | WAL bytes | peak bytes |")
+        print("|-----------|----------|------------:|--------:|------------:|----------:|-----------:|")
         for engine in (SQLite(directory), stack.enter_context(Postgres(directory))):
             with engine.fresh() as url:
                 done = subprocess.run(
@@ -56,17 +57,22 @@ def main() -> None:
                     env={**os.environ, "TRACES": str(directory)},
                 )
             for operation, counts in json.loads(done.stdout.splitlines()[-1]).items():
-                trips = "–" if engine.name == "sqlite" else f"{counts['round trips']:.2f}"
+                trips, log = "–", "–"
+                if engine.name == "postgresql":
+                    trips, log = f"{counts['round trips']:.2f}", f"{counts['WAL bytes']:,.0f}"
                 print(
                     f"| {operation} | {engine.name} | {trips} | {counts['commits']:.2f} "
-                    f"| {counts['thread hops']:.2f} | {counts['peak bytes']:,.0f} |"
+                    f"| {counts['thread hops']:.2f} | {log} | {counts['peak bytes']:,.0f} |"
                 )
 
 
 class Meter:
     """Counts what the process does, from now on."""
 
-    def __init__(self) -> None:
+    def __init__(self, url: str) -> None:
+        import psycopg
+
+        self._log = None if url.startswith("sqlite") else psycopg.connect(url, autocommit=True)
         self._commits = 0
         self._hops = 0
         self._traces: list[Path] = []
@@ -108,6 +114,12 @@ class Meter:
 
         psycopg.connect = traced
 
+    def _log_bytes(self) -> int:
+        if self._log is None:
+            return 0
+        found = self._log.execute("SELECT pg_current_wal_insert_lsn() - '0/0'").fetchone()
+        return 0 if found is None else int(found[0])
+
     def read(self) -> Counts:
         trips = 0
         for trace in self._traces:
@@ -115,12 +127,17 @@ class Meter:
             for direction in MESSAGE.findall(trace.read_text(errors="replace")):
                 trips += before == "F" and direction == "B"
                 before = direction
-        return {"round trips": trips, "commits": self._commits, "thread hops": self._hops}
+        return {
+            "round trips": trips,
+            "commits": self._commits,
+            "thread hops": self._hops,
+            "WAL bytes": self._log_bytes(),
+        }
 
 
 def count_all(url: str) -> dict[str, Counts]:
     """The costs of each operation on a fresh database."""
-    meter = Meter()
+    meter = Meter(url)
     from sqlalchemy import text
 
     from dbos import DBOS
@@ -151,6 +168,10 @@ def count_all(url: str) -> dict[str, Counts]:
 
     @DBOS.workflow()
     def empty(value: int) -> int:
+        return value
+
+    @DBOS.workflow()
+    async def empty_async(value: int) -> int:
         return value
 
     @DBOS.workflow()
@@ -205,6 +226,15 @@ def count_all(url: str) -> dict[str, Counts]:
     with counting("start, step or outcome in a crowd of threads", CROWD * (STEPS + 2)):
         for handle in [DBOS.start_workflow(repeat, "step", STEPS) for _ in range(CROWD)]:
             handle.get_result()
+    queue = DBOS.register_queue("costs")
+
+    async def pass_through() -> None:
+        handles = await asyncio.gather(*(queue.enqueue_async(empty_async, number) for number in range(CROWD)))
+        await asyncio.gather(*(handle.get_result() for handle in handles))
+
+    asyncio.run(pass_through())
+    with counting("workflow through a queue, in a crowd of coroutines", CROWD):
+        asyncio.run(pass_through())
     DBOS.destroy()
     return found
 

@@ -12,7 +12,7 @@ import shutil
 import sqlite3
 import stat
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +22,7 @@ import psycopg
 from psycopg import sql
 
 SHOWN = ("server_version", "fsync", "synchronous_commit", "full_page_writes", "wal_sync_method", "shared_buffers")
+FILLED = ("workflow_status", "operation_outputs")
 # A statement in the log: when it began, in which database; BEGIN and COMMIT are statements like others.
 STATEMENT = re.compile(r"^(\d+\.\d+) (\S+) LOG:  (?:statement|execute [^:]*): ")
 
@@ -34,8 +35,11 @@ class Engine(Protocol):
     def fresh(self) -> Any:
         """Make a database for the time of a block, which gets its URL."""
 
-    def rows(self, url: str) -> tuple[int, int]:
-        """How many workflows have succeeded in it, and how many steps are recorded."""
+    def rows(self, url: str, status: str) -> tuple[int, int]:
+        """How many workflows of a status it has, and how many steps are recorded."""
+
+    def fill(self, url: str, workflows: int) -> None:
+        """Put in so many finished workflows of one step, older than all it has: copies of one that it has."""
 
     def settings(self, url: str) -> dict[str, str]:
         """What its durability rests on, as it says itself."""
@@ -55,22 +59,32 @@ class SQLite:
     def __init__(self, directory: Path) -> None:
         self._directory = directory / "sqlite"
         self._directory.mkdir()
+        self._numbers = iter(range(1, 1_000_000))
 
     @contextmanager
     def fresh(self) -> Iterator[str]:
-        path = self._directory / "bench.sqlite"
+        name = f"bench_{next(self._numbers)}.sqlite"
         try:
-            yield f"sqlite:///{path}"
+            yield f"sqlite:///{self._directory / name}"
         finally:
-            for file in self._directory.iterdir():
+            for file in self._directory.glob(f"{name}*"):
                 file.unlink()
 
-    def rows(self, url: str) -> tuple[int, int]:
+    def rows(self, url: str, status: str) -> tuple[int, int]:
         with _opened(url) as connection:
             return (
-                connection.execute("SELECT count(*) FROM workflow_status WHERE status = 'SUCCESS'").fetchone()[0],
+                connection.execute("SELECT count(*) FROM workflow_status WHERE status = ?", (status,)).fetchone()[0],
                 connection.execute("SELECT count(*) FROM operation_outputs").fetchone()[0],
             )
+
+    def fill(self, url: str, workflows: int) -> None:
+        with _opened(url) as connection:
+            for table in FILLED:
+                columns = [column[0] for column in connection.execute(f"SELECT * FROM {table} LIMIT 0").description]
+                connection.execute(_filling(table, columns, workflows))
+            connection.commit()
+            connection.execute("ANALYZE")
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def settings(self, url: str) -> dict[str, str]:
         with _opened(url) as connection:
@@ -152,14 +166,24 @@ class Postgres:
         finally:
             self._execute("DROP DATABASE {} WITH (FORCE)", name)
 
-    def rows(self, url: str) -> tuple[int, int]:
+    def rows(self, url: str, status: str) -> tuple[int, int]:
         with psycopg.connect(url) as connection:
             row = connection.execute(
-                "SELECT (SELECT count(*) FROM dbos.workflow_status WHERE status = 'SUCCESS'),"
-                " (SELECT count(*) FROM dbos.operation_outputs)"
+                "SELECT (SELECT count(*) FROM dbos.workflow_status WHERE status = %s),"
+                " (SELECT count(*) FROM dbos.operation_outputs)",
+                (status,),
             ).fetchone()
         assert row is not None
         return row[0], row[1]
+
+    def fill(self, url: str, workflows: int) -> None:
+        with psycopg.connect(url, autocommit=True) as connection:
+            for table in FILLED:
+                description = connection.execute(f"SELECT * FROM dbos.{table} LIMIT 0").description or ()
+                columns = [column.name for column in description if column.name != "enqueue_sequence"]
+                connection.execute(_filling(f"dbos.{table}", columns, workflows))
+            connection.execute("VACUUM ANALYZE")
+            connection.execute("CHECKPOINT")
 
     def settings(self, url: str) -> dict[str, str]:
         with psycopg.connect(url) as connection:
@@ -197,6 +221,24 @@ class Postgres:
             start_new_session=True,  # Ctrl-C is for us; the server is stopped after the workers
             **self._account,
         )
+
+
+def _filling(table: str, columns: Sequence[str], count: int) -> str:
+    """Copy one row ``count`` times, under ids and at times before its own, a second apart."""
+
+    def value(column: str) -> str:
+        if column == "workflow_uuid":
+            return f"'00000000-0000-7000-8000-' || substr(CAST({10**12} + n AS text), 2)"
+        if column.endswith(("_at", "_at_epoch_ms")):
+            return f"{column} - ({count + 1} - n) * CAST(1000 AS bigint)"
+        return column
+
+    return f"""
+        WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {count})
+        INSERT INTO {table} ({", ".join(columns)})
+        SELECT {", ".join(map(value, columns))}
+        FROM (SELECT * FROM {table} LIMIT 1) copied CROSS JOIN numbers
+    """
 
 
 def _database(url: str) -> str:

@@ -10,9 +10,11 @@ prepared. It shows what the database costs, so that the rest of a figure is ours
                           start waits for it; every commit carries one new workflow, a step of each of the ten
                           before it, and the outcome of the eleventh before it
 ``async-steps``           twelve commits for a hundred workflows, which go in step
+``queue-drain``           four commits for a hundred workflows: enqueued, claimed, their step, their outcome
+``enqueue``               one commit a workflow
 ========================  ========================================================================================
 
-The batches of the last two are the best that can be: nobody is ever late.
+The batches are the best that can be: nobody is ever late.
 """
 
 from __future__ import annotations
@@ -47,14 +49,22 @@ def now_ms() -> int:
 
 
 class Hand(Protocol):
-    """A connection and the three statements, each for any number of rows; every call is one durable commit."""
+    """A connection and its statements, each for any number of rows; every call is one durable commit."""
 
     def commit(self, started: Sequence[Started], steps: Sequence[Step], ended: Sequence[Started]) -> None: ...
+
+    def enqueue(self, workflows: Sequence[Started]) -> None: ...
+
+    def claim(self, limit: int) -> list[Started]: ...
 
 
 START_COLUMNS = (
     "workflow_uuid, run_token, owner_xid, created_at, updated_at, status, name, executor_id, application_version, "
     "recovery_attempts, inputs, serialization, priority, owner_instance"
+)
+QUEUE_COLUMNS = (
+    "workflow_uuid, run_token, owner_xid, created_at, updated_at, status, name, executor_id, application_version, "
+    "recovery_attempts, inputs, serialization, priority, queue_name"
 )
 STEP_COLUMNS = (
     "workflow_uuid, function_id, function_name, output, started_at_epoch_ms, completed_at_epoch_ms, serialization"
@@ -63,6 +73,15 @@ STEP_COLUMNS = (
 
 class SQLiteHand:
     INSERT_WORKFLOW = f"INSERT INTO workflow_status ({START_COLUMNS}) VALUES ({', '.join('?' * 14)})"
+    ENQUEUE_WORKFLOW = f"INSERT INTO workflow_status ({QUEUE_COLUMNS}) VALUES ({', '.join('?' * 14)})"
+    CLAIM = """
+        UPDATE workflow_status
+        SET status = 'PENDING', run_token = ?, owner_instance = ?, started_at_epoch_ms = ?, updated_at = ?,
+            recovery_attempts = recovery_attempts + 1
+        WHERE rowid IN (SELECT rowid FROM workflow_status WHERE status = 'ENQUEUED' AND queue_name = 'bench'
+                        ORDER BY priority, rowid LIMIT ?)
+        RETURNING workflow_uuid, name, inputs
+    """
     INSERT_STEP = f"INSERT INTO operation_outputs ({STEP_COLUMNS}) VALUES (?, ?, 'step', ?, ?, ?, 'json')"
     UPDATE_OUTCOME = """
         UPDATE workflow_status
@@ -89,12 +108,42 @@ class SQLiteHand:
             execute(self.UPDATE_OUTCOME, ("1", now, now, workflow_id, token))
         execute("COMMIT")
 
+    def enqueue(self, workflows: Sequence[Started]) -> None:
+        execute = self._connection.execute
+        now = now_ms()
+        execute("BEGIN IMMEDIATE")
+        for workflow_id, token in workflows:
+            status = ("ENQUEUED", "with_step", "local", "bench", 0, INPUTS, "json", 0, "bench")
+            execute(self.ENQUEUE_WORKFLOW, (workflow_id, token, token, now, now, *status))
+        execute("COMMIT")
+
+    def claim(self, limit: int) -> list[Started]:
+        now, token = now_ms(), os.urandom(16).hex()
+        claimed = self._connection.execute(self.CLAIM, (token, INSTANCE, now, now, limit)).fetchall()
+        return [(workflow_id, token) for workflow_id, _, _ in claimed]
+
 
 class PostgresHand:
     INSERT_WORKFLOWS = f"""
         INSERT INTO dbos.workflow_status ({START_COLUMNS})
         SELECT id, token, token, $3, $3, 'PENDING', 'with_steps', 'local', 'bench', 1, $4, 'json', 0, $5
         FROM unnest($1::text[], $2::text[]) AS i (id, token)
+    """
+    ENQUEUE_WORKFLOWS = f"""
+        INSERT INTO dbos.workflow_status ({QUEUE_COLUMNS})
+        SELECT id, token, token, $3, $3, 'ENQUEUED', 'with_step', 'local', 'bench', 0, $4, 'json', 0, 'bench'
+        FROM unnest($1::text[], $2::text[]) AS i (id, token)
+    """
+    CLAIM = """
+        WITH claimed AS MATERIALIZED (
+            SELECT workflow_uuid AS id FROM dbos.workflow_status WHERE status = 'ENQUEUED' AND queue_name = 'bench'
+            ORDER BY priority, enqueue_sequence LIMIT $4 FOR UPDATE SKIP LOCKED)
+        UPDATE dbos.workflow_status
+        SET status = 'PENDING', run_token = $1, owner_instance = $2, started_at_epoch_ms = $3, updated_at = $3,
+            recovery_attempts = recovery_attempts + 1
+        FROM claimed
+        WHERE workflow_uuid = id
+        RETURNING workflow_uuid, name, inputs
     """
     INSERT_STEPS = f"""
         INSERT INTO dbos.operation_outputs ({STEP_COLUMNS})
@@ -129,6 +178,14 @@ class PostgresHand:
         with self._connection.pipeline():  # one round trip, one transaction
             for statement in statements:
                 self._connection.execute(*statement)
+
+    def enqueue(self, workflows: Sequence[Started]) -> None:
+        self._connection.execute(self.ENQUEUE_WORKFLOWS, (*_arrays(workflows), now_ms(), INPUTS))
+
+    def claim(self, limit: int) -> list[Started]:
+        token = os.urandom(16).hex()
+        claimed = self._connection.execute(self.CLAIM, (token, INSTANCE, now_ms(), limit)).fetchall()
+        return [(workflow_id, token) for workflow_id, _, _ in claimed]
 
 
 def _arrays(rows: Sequence[tuple[Any, ...]]) -> list[str]:
@@ -168,11 +225,26 @@ def async_steps(hand: Hand, count: int) -> None:
         hand.commit((), (), workflows)
 
 
+def queue_drain(hand: Hand, count: int) -> None:
+    for begin in range(0, count, CONCURRENT):
+        hand.enqueue([new_workflow() for _ in range(min(CONCURRENT, count - begin))])
+        claimed = hand.claim(CONCURRENT)
+        hand.commit((), [(workflow_id, 1) for workflow_id, _ in claimed], ())
+        hand.commit((), (), claimed)
+
+
+def enqueue(hand: Hand, count: int) -> None:
+    for _ in range(count):
+        hand.enqueue([new_workflow()])
+
+
 WORKLOADS = {
     "sequential-workflows": sequential_workflows,
     "sequential-steps": sequential_steps,
     "threaded-steps": threaded_steps,
     "async-steps": async_steps,
+    "queue-drain": queue_drain,
+    "enqueue": enqueue,
 }
 
 

@@ -37,7 +37,7 @@ def as_svg(rows: Sequence[Row]) -> str:
     for row in rows:
         sides = [side for side in COLOURS if row.median(side)]
         middle = y + BAR * len(sides) / 2
-        bars.append(_text(LEFT - 10, middle - 1, row.benchmark, anchor="end"))
+        bars.append(_text(LEFT - 10, middle - 1, row.label, anchor="end"))
         bars.append(_text(LEFT - 10, middle + 13, f"{row.database}, {row.unit}", anchor="end", kind="small"))
         for side in sides:
             value = row.median(side) or 1

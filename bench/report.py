@@ -38,7 +38,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     floor = row.floor_ratio
     within = row.floor_within
     return (
-        row.title if row.benchmark in ("import", "idle") else row.benchmark,
+        row.label,
         row.database or "",
         row.unit,
         figure(row.median("ours")),

@@ -11,12 +11,15 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from bench.catalogue import (
-    IDLE,
-    IDLE_CPU_TARGET,
-    IDLE_QUERIES_TARGET,
     IMPORT,
     IMPORT_TARGET,
+    OBSERVATIONS,
+    SCALE,
+    SCALE_OF,
+    SCALE_TARGET,
+    STATEMENTS,
     THROUGHPUTS,
+    Observation,
     Target,
     Throughput,
 )
@@ -24,6 +27,7 @@ from bench.databases import Engine
 from bench.sides import Side, WorkerError
 
 WARM_UP_SHARE = 0.1  # of a run's count, done before the clock starts
+LEAST_WARM_UP = 20  # workflows, unless a run has fewer
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +38,15 @@ class Plan:
     run_s: float  # how long a run of a throughput takes
     idle_s: float
     imports: int
+    finished: int  # workflows in the table that is large
+    share: float = 1.0  # of the counts in the catalogue
+    is_rough: bool = False  # whether a run finds its count itself, and is as short as that leaves it
 
 
-FULL = Plan(repeats=9, run_s=1.5, idle_s=20.0, imports=11)
-QUICK = Plan(repeats=2, run_s=1.0, idle_s=5.0, imports=5)
+FULL = Plan(repeats=3, run_s=1.2, idle_s=10.0, imports=11, finished=1_000_000)
+QUICK = Plan(repeats=1, run_s=0.1, idle_s=2.0, imports=3, finished=20_000, share=0.05, is_rough=True)
+
+_THROUGHPUTS = {throughput.name: throughput for throughput in THROUGHPUTS}
 
 
 @dataclass(slots=True)
@@ -50,13 +59,17 @@ class Row:
     database: str | None
     target: Target | None
     floor_within: float | None = None
-    higher_is_better: bool = True
     figures: dict[str, list[float]] = field(default_factory=dict)
     cpu_us: dict[str, list[float]] = field(default_factory=dict)  # of the worker process, for one unit
 
     def median(self, side: str) -> float | None:
         figures = self.figures.get(side)
         return statistics.median(figures) if figures else None
+
+    @property
+    def label(self) -> str:
+        """What it is called where there is little room."""
+        return self.benchmark if self.benchmark in _THROUGHPUTS else self.title
 
     @property
     def ratio(self) -> float | None:
@@ -90,18 +103,29 @@ class Row:
 
 
 def run(
-    plan: Plan, benchmarks: Sequence[str], engines: Sequence[Engine], libraries: Sequence[Side], floor: Side
+    plan: Plan,
+    benchmarks: Sequence[str],
+    engines: Sequence[Engine],
+    libraries: Sequence[Side],
+    floor: Side,
+    scale: Side,
 ) -> Iterator[list[Row]]:
     """Measure; yields the rows of one benchmark after another."""
     for throughput in THROUGHPUTS:
         if throughput.name in benchmarks:
             for engine in engines:
-                yield [measure_throughput(plan, throughput, engine, [*libraries, floor])]
+                sides = libraries if throughput.floor_within is None else [*libraries, floor]
+                yield [measure_throughput(plan, throughput, engine, sides)]
     if IMPORT in benchmarks:
         yield [measure_import(plan, libraries)]
-    if IDLE in benchmarks:
+    for observation in OBSERVATIONS:
+        if observation.name in benchmarks:
+            for engine in engines:
+                if engine.name in observation.databases:
+                    yield observe(plan, observation, engine, [scale] if observation.is_ours else libraries)
+    if SCALE in benchmarks:
         for engine in engines:
-            yield measure_idle(plan, engine, libraries)
+            yield measure_scale(plan, engine, libraries[0])
 
 
 def measure_throughput(plan: Plan, throughput: Throughput, engine: Engine, sides: Sequence[Side]) -> Row:
@@ -113,11 +137,11 @@ def measure_throughput(plan: Plan, throughput: Throughput, engine: Engine, sides
         throughput.targets.get(engine.name),
         throughput.floor_within,
     )
-    job = {"workload": throughput.name, "seconds": plan.run_s, "minimum": throughput.minimum}
-    counts: dict[Side, int] = {}
-    for turn in range(-1, plan.repeats):  # the first turn finds each side's count
+    job = _job(plan, throughput)
+    counts: dict[Side, int | None] = dict.fromkeys(sides)
+    for turn in range(0 if plan.is_rough else -1, plan.repeats):  # the first turn finds each side's count
         for side in sides:
-            if turn >= 0 and side not in counts:
+            if side not in counts:
                 continue
             say(f"{throughput.name} on {engine.name}: {side.name}, {f'run {turn + 1}' if turn >= 0 else 'warm-up'}")
             with engine.fresh() as url:
@@ -137,22 +161,28 @@ def measure_throughput(plan: Plan, throughput: Throughput, engine: Engine, sides
 
 
 def _one_run(
-    throughput: Throughput, engine: Engine, side: Side, job: dict[str, Any], count: int
+    throughput: Throughput,
+    engine: Engine,
+    side: Side,
+    job: dict[str, Any],
+    count: int | None,
+    before: tuple[int, int] = (0, 0),
 ) -> tuple[float, float]:
-    """Units a second, and microseconds of processor time a unit."""
-    warm_up = max(throughput.minimum, round(count * WARM_UP_SHARE))
-    figures = side.run(job | {"count": count, "warm_up": warm_up})
-    done = count + warm_up
-    expected = (done, done * throughput.steps_each)
-    found = engine.rows(job["url"])
+    """Units a second, and microseconds of processor time a unit; ``before`` is what the database has already."""
+    if count is not None:
+        job = job | {"count": count, "warm_up": max(min(job["minimum"], LEAST_WARM_UP), round(count * WARM_UP_SHARE))}
+    figures = side.run(job | {"is_measured": True})
+    done = figures["done"]
+    expected = (before[0] + done, before[1] + done * throughput.steps_each)
+    found = engine.rows(job["url"], throughput.status)
     if found != expected:
         raise WorkerError(f"{side.name} left {found} finished workflows and steps instead of {expected}")
-    units = count * throughput.units_each
+    units = figures["count"] * throughput.units_each
     return units / figures["seconds"], figures["cpu_seconds"] / units * 1e6
 
 
 def measure_import(plan: Plan, libraries: Sequence[Side]) -> Row:
-    row = Row(IMPORT, "import dbos", "ms", None, IMPORT_TARGET, higher_is_better=False)
+    row = Row(IMPORT, "import dbos", "ms", None, IMPORT_TARGET)
     for turn in range(-1, plan.imports):  # the first writes bytecode and fills the file cache
         for side in libraries:
             say(f"import: {side.name}")
@@ -162,28 +192,78 @@ def measure_import(plan: Plan, libraries: Sequence[Side]) -> Row:
     return row
 
 
-def measure_idle(plan: Plan, engine: Engine, libraries: Sequence[Side]) -> list[Row]:
-    cpu = Row(IDLE, "an idle process: CPU", "% of a core", engine.name, IDLE_CPU_TARGET, higher_is_better=False)
-    threads = Row(IDLE, "an idle process: threads", "threads", engine.name, None, higher_is_better=False)
-    queries = Row(
-        IDLE, "an idle process: statements", "per second", engine.name, IDLE_QUERIES_TARGET, higher_is_better=False
-    )
-    for _ in range(max(1, plan.repeats // 2)):
+def observe(plan: Plan, observation: Observation, engine: Engine, libraries: Sequence[Side]) -> list[Row]:
+    """What the workers tell of one observation; fewer turns than for a throughput, because each takes longer."""
+    name = observation.name
+    rows = {
+        quantity.figure: Row(
+            name,
+            quantity.title,
+            quantity.unit,
+            engine.name,
+            quantity.targets.get(engine.name),
+        )
+        for quantity in observation.quantities
+    }
+    job = {"workload": observation.workload, "seconds": plan.idle_s, "queues": observation.queues}
+    for turn in range(max(1, plan.repeats // 2)):
         for side in libraries:
-            say(f"idle on {engine.name}: {side.name}")
+            say(f"{name} on {engine.name}: {side.name}, run {turn + 1}")
+            count = max(1, round(observation.counts[side.name] * plan.share))
             with engine.fresh() as url:
-                engine.count_statements(url)
+                if STATEMENTS in rows:
+                    engine.count_statements(url)
                 try:
-                    figures = side.run({"workload": "idle", "url": url, "seconds": plan.idle_s})
+                    figures = side.run(job | {"url": url, "count": count})
                 except WorkerError as error:
-                    say(f"idle on {engine.name} FAILED: {error}", is_news=True)
+                    say(f"{name} on {engine.name} FAILED: {error}", is_news=True)
                     continue
-                statements = engine.statements(url, figures["from_s"], figures["until_s"])
-            cpu.figures.setdefault(side.name, []).append(figures["cpu_percent"])
-            threads.figures.setdefault(side.name, []).append(figures["threads"])
-            if statements is not None:
-                queries.figures.setdefault(side.name, []).append(statements / figures["seconds"])
-    return [row for row in (cpu, threads, queries) if row.figures]
+                if STATEMENTS in rows:
+                    statements = engine.statements(url, figures["from_s"], figures["until_s"])
+                    if statements is not None:
+                        figures[STATEMENTS] = statements / figures["seconds"]
+            for figure, row in rows.items():
+                if figure in figures:
+                    row.figures.setdefault(side.name, []).append(figures[figure])
+    return [row for row in rows.values() if row.figures]
+
+
+def measure_scale(plan: Plan, engine: Engine, side: Side) -> list[Row]:
+    """The speed of a queue beside many finished workflows, and in a database of its own, turn by turn."""
+    drain = _THROUGHPUTS[SCALE_OF]
+    much = f"{plan.finished:,} finished".replace(",", " ")
+    empty, full, share = (
+        Row(SCALE, f"{drain.name}: {title}", unit, engine.name, target)
+        for title, unit, target in (
+            ("empty table", drain.unit, None),
+            (much, drain.unit, None),
+            (f"{much} / empty", "×", SCALE_TARGET),
+        )
+    )
+    job = _job(plan, drain)
+    with engine.fresh() as url_empty, engine.fresh() as url_full:
+        try:
+            counts = [side.run(job | {"url": url})["count"] for url in (url_empty, url_full)]
+            say(f"{SCALE} on {engine.name}: filling", is_news=True)
+            engine.fill(url_full, plan.finished)
+            for turn in range(plan.repeats):
+                for row, url in ((empty, url_empty), (full, url_full)):
+                    say(f"{row.title} on {engine.name}, run {turn + 1}")
+                    before = engine.rows(url, drain.status)
+                    rate, cpu_us = _one_run(drain, engine, side, job | {"url": url}, counts[0], before)
+                    row.figures.setdefault(side.name, []).append(rate)
+                    row.cpu_us.setdefault(side.name, []).append(cpu_us)
+                share.figures.setdefault(side.name, []).append(
+                    full.figures[side.name][-1] / empty.figures[side.name][-1]
+                )
+        except WorkerError as error:
+            say(f"{SCALE} on {engine.name} FAILED: {error}", is_news=True)
+    return [row for row in (empty, full, share) if row.figures]
+
+
+def _job(plan: Plan, throughput: Throughput) -> dict[str, Any]:
+    minimum = max(1, round(throughput.minimum * plan.share))
+    return {"workload": throughput.name, "seconds": plan.run_s, "minimum": minimum}
 
 
 def say(text: str, *, is_news: bool = False) -> None:

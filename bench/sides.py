@@ -20,6 +20,7 @@ PACKAGE = Path(__file__).parent
 PEER_VENV = PACKAGE / ".peer-venv"
 PEER = "dbos"
 TIMEOUT_S = 300.0  # a run takes seconds
+SCALE_TIMEOUT_S = 3600.0  # unless there is very much of it
 REPORT_VERSIONS = """
 import json, sys
 from importlib.metadata import PackageNotFoundError, version
@@ -44,6 +45,8 @@ class Side:
     python: Path
     command: tuple[str, ...]
     distribution: str
+    is_of_package: bool = False  # whether its script imports this package
+    timeout_s: float = TIMEOUT_S
 
     def run(self, job: dict[str, Any]) -> dict[str, Any]:
         """Do a job in a fresh process; returns its figures."""
@@ -63,7 +66,7 @@ class Side:
     def _output(self, *arguments: str) -> str:
         """The last line that the interpreter prints."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("DBOS", "PYTHON"))}
-        if self.name == "floor":
+        if self.is_of_package:
             environment["PYTHONPATH"] = str(PACKAGE.parent)
         try:
             done = subprocess.run(
@@ -72,10 +75,10 @@ class Side:
                 text=True,
                 cwd=tempfile.gettempdir(),  # not where `import dbos` would find our sources
                 env=environment,
-                timeout=TIMEOUT_S,
+                timeout=self.timeout_s,
             )
         except subprocess.TimeoutExpired as error:
-            raise WorkerError(f"{self.name} took more than {TIMEOUT_S:.0f} s") from error
+            raise WorkerError(f"{self.name} took more than {self.timeout_s:.0f} s") from error
         lines = done.stdout.strip().splitlines()
         if done.returncode != 0 or not lines:
             raise WorkerError(f"{self.name} ended with {done.returncode}\n{done.stdout}{done.stderr}")
@@ -87,7 +90,13 @@ def ours() -> Side:
 
 
 def floor() -> Side:
-    return Side("floor", Path(sys.executable), ("-m", "bench.floor"), "opendbos")
+    return Side("floor", Path(sys.executable), ("-m", "bench.floor"), "opendbos", is_of_package=True)
+
+
+def scale() -> Side:
+    """Our library, doing what there is very much of."""
+    command = ("-m", "bench.scale")
+    return Side("ours", Path(sys.executable), command, "opendbos", is_of_package=True, timeout_s=SCALE_TIMEOUT_S)
 
 
 def peer() -> Side | None:

@@ -12,25 +12,31 @@ import contextvars
 import functools
 import inspect
 import logging
+from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar, cast
 
 from dbos._context import Context, current_context, install, restore
-from dbos._engine.claims import claim_by_id, claim_from_queue
+from dbos._engine.claims import Begun, claim_by_id, claim_from_queue, give_back
 from dbos._engine.direct import call_step, call_step_async
 from dbos._engine.engine import Engine
 from dbos._engine.execution import execute
 from dbos._engine.flow import drive, drive_async
+from dbos._engine.loops import Spawned
 from dbos._engine.run import Run
 from dbos._engine.step import StepFunction, StepPolicy
-from dbos._engine.transaction import TransactionFunction, run_transaction
+from dbos._engine.transaction import TransactionFunction, run_transaction, warn_in_loop
 from dbos._engine.workflow import call_workflow
 from dbos._error import DBOSException
+from dbos._queue_config import QueueConfig
 from dbos._registrations import ValidateArgs, get_or_create_func_info
 from dbos._registry import TEMPORARY_PREFIX, Kind, Registry, WorkflowFunction
 from dbos._serialization import WorkflowSerializationFormat
 from dbos._types import IsolationLevel, StepOptions
+from dbos._validation import validator_for
 
 __all__ = [
     "decorate_step",
@@ -68,7 +74,7 @@ def decorate_workflow(
     info = get_or_create_func_info(func)
     info.max_recovery_attempts = max_recovery_attempts
     info.serialization_type = serialization_type
-    info.validate_args = validate_args
+    info.validate_args = validator_for(validate_args, func)
     is_async = inspect.iscoroutinefunction(func)
     function = WorkflowFunction(registered_name, "workflow", func, info, is_async)
     wrapper: Callable[..., Any]
@@ -140,7 +146,9 @@ def decorate_transaction(
             "functions. Make it a plain function, and call it with asyncio.to_thread from async workflows."
         )
     info = get_or_create_func_info(func)
-    transaction = TransactionFunction(registered_name, func, isolation_level, info)
+    transaction = TransactionFunction(
+        registered_name, func, isolation_level, info, lambda engine: engine.application_database
+    )
 
     def call(*args: Any, **kwargs: Any) -> Any:
         engine = _engine_of(registry, registered_name)
@@ -148,7 +156,8 @@ def decorate_transaction(
         if context is None or context.run is None:
             return drive(engine, call_workflow(engine, around, args, kwargs))
         assert context.step_id is None, "Transactions must be called from within workflows"
-        return run_transaction(engine, context.run, context, transaction, args, kwargs)
+        warn_in_loop(registered_name)
+        return drive(engine, run_transaction(engine, context.run, context, transaction, args, kwargs))
 
     wrapped = _finish(func, call, registered_name, "transaction")
     around = WorkflowFunction(TEMPORARY_PREFIX + registered_name, "transaction", wrapped, info, is_async=False)
@@ -324,25 +333,47 @@ def _in_thread(engine: Engine, func: Callable[..., Any]) -> Callable[..., Any]:
 # -- execution in the background ---------------------------------------------------------------------------------------
 
 
-def execute_in_background(engine: Engine, run: Run, *, loop: asyncio.AbstractEventLoop | None = None) -> None:
-    """Execute a run in a thread, or, if it is a coroutine, on ``loop`` (by default the application's or our own)."""
-    if run.function.is_async:
-        run.loop = loop or engine.loops.background()
-        engine.loops.spawn(_execute_async(engine, run), run.loop, lambda: engine.runs.remove(run))
-    else:
-        engine.workers.submit(lambda: _execute(engine, run))
+def execute_in_background(engine: Engine, *runs: Run, loop: asyncio.AbstractEventLoop | None = None) -> None:
+    """Execute runs in threads, and those that are coroutines on ``loop``, by default the application's or our own.
 
-
-def _execute(engine: Engine, run: Run) -> None:
+    Raises:
+        Exception: no thread or loop could be had. What is not executed therefore is no run of this process any more.
+    """
+    coroutines = [run for run in runs if run.function.is_async]
+    blocking = deque(run for run in runs if not run.function.is_async)
     try:
-        drive(engine, execute(engine, run))
+        if coroutines:
+            spawned = [Spawned(_execute_async(engine, run), partial(_remove, engine, run)) for run in coroutines]
+            used = engine.loops.spawn(spawned, loop or engine.loops.background())
+            while coroutines:
+                coroutines.pop().loop = used
+        while blocking:
+            acting = engine.clock.acting(apart=True)  # from now on, and not only when a thread has begun
+            engine.workers.submit(partial(_execute, engine, blocking[0], acting))
+            blocking.popleft()
+    except Exception:
+        for run in (*coroutines, *blocking):
+            engine.runs.remove(run)
+        raise
+
+
+def _remove(engine: Engine, run: Run, task: object) -> None:
+    engine.runs.remove(run)
+
+
+def _execute(engine: Engine, run: Run, acting: AbstractContextManager[object]) -> None:
+    try:
+        with acting:
+            drive(engine, execute(engine, run))
     except BaseException as error:  # a thread of ours has nobody to raise to; the workflow stays PENDING
         _log_stopped(run, error)
 
 
 async def _execute_async(engine: Engine, run: Run) -> None:
+    install(Context())  # the task has inherited the context of whoever began it, but is no operation of theirs
     try:
-        await drive_async(engine, execute(engine, run))
+        with engine.clock.acting(apart=True):
+            await drive_async(engine, execute(engine, run))
     except asyncio.CancelledError as error:
         _log_stopped(run, error)
         raise
@@ -378,9 +409,13 @@ def execute_workflow_by_id(engine: Engine, workflow_id: str) -> Run | None:
     return run
 
 
-def dispatch_queue(engine: Engine, queue_name: str, count: int) -> int:
-    """Claim up to ``count`` waiting workflows of a queue and execute them; returns how many were begun."""
-    runs = drive(engine, claim_from_queue(engine, queue_name, count))
-    for run in runs:
-        execute_in_background(engine, run)
-    return len(runs)
+def dispatch_queue(engine: Engine, queue: QueueConfig, count: int, after_partition: str) -> Begun:
+    """Claim up to ``count`` waiting workflows of a queue and execute them."""
+    begun = drive(engine, claim_from_queue(engine, queue, count, after_partition))
+    try:
+        execute_in_background(engine, *begun.runs)
+    except Exception:
+        left = [run for run in begun.runs if run.finished.is_set and not run.has_begun]
+        drive(engine, give_back(engine, {run.workflow_id: run.run_token for run in left}))
+        raise
+    return begun

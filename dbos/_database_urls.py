@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import URL
 
 __all__ = [
+    "APPLICATION_NAME",
     "POOL_SIZE",
     "DatabaseURLs",
     "checked_url",

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 from dbos._database_urls import (
+    APPLICATION_NAME,
     POOL_SIZE,
     checked_url,
     connect_timeout_s_for,
@@ -29,7 +30,8 @@ from dbos._database_urls import (
     sqlite_path,
 )
 from dbos._error import DBOSInitializationError
-from dbos._serialization import Serialization, Serializer
+from dbos._retention_policy import RetentionConfig, RetentionPolicy
+from dbos._serialization import MAX_PAYLOAD_BYTES, WARN_PAYLOAD_BYTES, Serialization, Serializer, SizeLimits
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DBOSConfig",
     "Settings",
+    "is_application_name",
     "process_config",
 ]
 
@@ -44,9 +47,12 @@ logger = logging.getLogger("dbos.config")
 
 DEFAULT_SCHEMA = "dbos"
 LEASE_S = 15.0  # how long a dead executor's work waits; three heartbeats may be lost
+QUERY_TIMEOUT_S = 30.0  # of whoever only looks: for that long the database cannot clear up what was deleted meanwhile
 MAX_EXECUTOR_THREADS = 64  # workflows running at once in threads; more are durable and wait
 MAX_IDENTIFIER_BYTES = 63  # PostgreSQL cuts longer names, so that two schemas could become one
 MIN_POLLING_INTERVAL_S = 0.001
+MIN_PAYLOAD_BYTES = 64 * 1024  # what the library records of its own, and errors cut short, always fit
+LARGEST_PAYLOAD_BYTES = 120 * 1024 * 1024  # with the rest of its row, what the committer takes
 PATCHING_VERSION = "PATCHING_ENABLED"
 
 SqliteSynchronous = Literal["FULL", "NORMAL"]
@@ -91,10 +97,21 @@ class DBOSConfig(TypedDict, total=False):
     """How values are stored. Default: JSON where a value survives it exactly, pickle otherwise."""
     allowed_serializers: list[str] | None
     """The only formats that may be read or written, such as ``["json"]``. Default: all."""
+    max_payload_bytes: int | None
+    """How large an input, a result, a message, an event or a stream value may be as text, in bytes; what is larger is
+    refused. 65536 to 125829120. Default: 67108864 (64 MiB)."""
+    warn_payload_bytes: int | None
+    """From which size on a warning is logged, once for each workflow, step, topic or key. Default: 1048576 (1 MiB)."""
     max_executor_threads: int | None
     """How many workflows may run in threads at once; more wait in order. Default: 64."""
     lease_s: float | None
     """After how many seconds without a sign of life another process takes over this one's work. Default: 15."""
+    graceful_shutdown_timeout_sec: float | None
+    """How many seconds running workflows have to end after SIGTERM, if the application does not handle that signal; the
+    others go on in another process. Default: 0."""
+    query_timeout_sec: float | None
+    """How many seconds a query may take by which workflows and steps are listed or counted; 0 for as long as it takes.
+    Default: 30."""
     notification_listener_polling_interval_sec: float | None
     """Seconds between polls for messages and events where nothing wakes the waiters. Default: 1.0."""
     notification_coalesce_sec: float | None
@@ -103,6 +120,8 @@ class DBOSConfig(TypedDict, total=False):
     """Seconds between looks for changed schedules. Default: 30.0."""
     kafka_queue_polling_interval_sec: float | None
     """Seconds between looks for messages taken from Kafka. Default: 1.0."""
+    retention: RetentionConfig | None
+    """How long finished workflows are kept, such as ``{"max_age": timedelta(days=30)}``. Default: for ever."""
     run_admin_server: bool | None
     """Whether to serve the administrative HTTP interface. Default: ``False``."""
     admin_port: int | None
@@ -149,6 +168,8 @@ class Settings:
     """How many connections to the system database may be open."""
     db_engine_kwargs: Mapping[str, Any] = field(repr=False)
     """What the user gave for ``create_engine``; see :func:`engine_kwargs_for`."""
+    connection_name: str = APPLICATION_NAME
+    """What PostgreSQL lists its connections to the system database as, unless the URL says otherwise."""
     connect_timeout_s: int
     """How long connecting to PostgreSQL may take."""
     sqlite_synchronous: SqliteSynchronous
@@ -171,6 +192,10 @@ class Settings:
     """How many workflows may run in threads at once."""
     lease_s: float
     """How long an executor without a sign of life keeps its work, in seconds."""
+    query_timeout_s: float
+    """How long a query of a list or of numbers may take, in seconds; 0 for no limit."""
+    graceful_shutdown_timeout_s: float
+    """How long running workflows have to end after SIGTERM, in seconds."""
     notification_polling_interval_s: float
     """Seconds between polls for messages and events."""
     notification_coalesce_s: float
@@ -179,6 +204,8 @@ class Settings:
     """Seconds between looks for changed schedules."""
     kafka_polling_interval_s: float
     """Seconds between looks for messages taken from Kafka."""
+    retention: RetentionPolicy | None
+    """How long finished workflows are kept; ``None`` for ever."""
     run_admin_server: bool
     """Whether to serve the administrative HTTP interface."""
     admin_port: int
@@ -220,7 +247,10 @@ class Settings:
         """The libpq parameters of a PostgreSQL system database, for ``psycopg.connect(**settings.conninfo)``."""
         connect_args = self.db_engine_kwargs.get("connect_args", {})
         return libpq_conninfo(
-            self.system_database_url, connect_timeout_s=self.connect_timeout_s, connect_args=connect_args
+            self.system_database_url,
+            connect_timeout_s=self.connect_timeout_s,
+            application_name=self.connection_name,
+            connect_args=connect_args,
         )
 
     @property
@@ -282,13 +312,16 @@ def process_config(config: DBOSConfig, environ: Mapping[str, str] | None = None)
         executor_id=_executor_id(given, environ),
         application_id=environ.get("DBOS__APPID", ""),
         enable_patching=given.get("enable_patching", False),
-        serialization=Serialization(given.get("serializer"), given.get("allowed_serializers")),
+        serialization=Serialization(given.get("serializer"), given.get("allowed_serializers"), _size_limits(given)),
         max_executor_threads=_at_least(given, "max_executor_threads", MAX_EXECUTOR_THREADS, minimum=1),
         lease_s=_interval_s(given, "lease_s", LEASE_S),
+        query_timeout_s=_duration_s(given, "query_timeout_sec", QUERY_TIMEOUT_S),
+        graceful_shutdown_timeout_s=_duration_s(given, "graceful_shutdown_timeout_sec", 0.0),
         notification_polling_interval_s=_interval_s(given, "notification_listener_polling_interval_sec", 1.0),
         notification_coalesce_s=_interval_s(given, "notification_coalesce_sec", 0.01),
         scheduler_polling_interval_s=_interval_s(given, "scheduler_polling_interval_sec", 30.0),
         kafka_polling_interval_s=_interval_s(given, "kafka_queue_polling_interval_sec", 1.0),
+        retention=_retention(given),
         run_admin_server=given.get("run_admin_server", False),
         admin_port=_at_least(given, "admin_port", 3001, minimum=0, maximum=65535),
         log_level=log_level,
@@ -309,14 +342,40 @@ def _engine_url(given: Mapping[str, Any]) -> str | None:
     return checked_url(engine.url.render_as_string(hide_password=False), "system_database_engine")
 
 
+def _size_limits(given: Mapping[str, Any]) -> SizeLimits:
+    return SizeLimits(
+        _at_least(
+            given,
+            "max_payload_bytes",
+            MAX_PAYLOAD_BYTES,
+            minimum=MIN_PAYLOAD_BYTES,
+            maximum=LARGEST_PAYLOAD_BYTES,
+        ),
+        _at_least(given, "warn_payload_bytes", WARN_PAYLOAD_BYTES, minimum=1),
+    )
+
+
+def _retention(given: Mapping[str, Any]) -> RetentionPolicy | None:
+    retention = given.get("retention")
+    try:
+        return None if retention is None else RetentionPolicy.of(retention)
+    except ValueError as error:
+        raise DBOSInitializationError(f"Configuration key 'retention' cannot be used: {error}.") from None
+
+
 # -- names and versions -----------------------------------------------------------------------------------------------
+
+
+def is_application_name(name: object) -> bool:
+    """Whether an application can have this name."""
+    return isinstance(name, str) and re.fullmatch(r"[a-z0-9_-]{3,30}", name) is not None
 
 
 def _application_name(given: Mapping[str, Any]) -> str:
     name = given.get("name")
     if not name:
         raise DBOSInitializationError("Configuration must specify an application name")
-    if not 3 <= len(name) <= 30 or not re.fullmatch(r"[a-z0-9_-]+", name):
+    if not is_application_name(name):
         raise DBOSInitializationError(
             f"Invalid app name {name!r}. It must be 3 to 30 characters long and contain only lower-case letters, "
             "digits, dashes and underscores."
@@ -417,12 +476,17 @@ _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "enable_patching": _FLAG,
     "serializer": (_is_serializer, "an instance of a subclass of dbos.Serializer"),
     "allowed_serializers": _TEXT_LIST,
+    "max_payload_bytes": _WHOLE,
+    "warn_payload_bytes": _WHOLE,
     "max_executor_threads": _WHOLE,
     "lease_s": _NUMBER,
+    "graceful_shutdown_timeout_sec": _NUMBER,
+    "query_timeout_sec": _NUMBER,
     "notification_listener_polling_interval_sec": _NUMBER,
     "notification_coalesce_sec": _NUMBER,
     "scheduler_polling_interval_sec": _NUMBER,
     "kafka_queue_polling_interval_sec": _NUMBER,
+    "retention": _MAPPING,
     "run_admin_server": _FLAG,
     "admin_port": _WHOLE,
     "log_level": _TEXT,
@@ -475,6 +539,13 @@ def _interval_s(given: Mapping[str, Any], key: str, default_s: float) -> float:
         raise DBOSInitializationError(
             f"Configuration key {key!r} must be at least {MIN_POLLING_INTERVAL_S} seconds, not {value_s}."
         )
+    return value_s
+
+
+def _duration_s(given: Mapping[str, Any], key: str, default_s: float) -> float:
+    value_s = float(given.get(key, default_s))
+    if not math.isfinite(value_s) or value_s < 0:
+        raise DBOSInitializationError(f"Configuration key {key!r} must be 0 or more seconds, not {value_s}.")
     return value_s
 
 

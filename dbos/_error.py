@@ -34,7 +34,8 @@ The tree, with the stable code of each class in parentheses::
             ├── DBOSDatabaseUnavailableError                     (1001)
             │   └── DatabaseGoneError
             ├── DBOSSerializationNotAllowedError                 (1003)
-            └── DBOSDeserializationError                         (1004)
+            ├── DBOSDeserializationError                         (1004)
+            └── DBOSPayloadTooLargeError                         (1005)
 
 Users reach this module as ``dbos.error``. An error is recorded in the database and raised again on replay, in another
 process: so pickling restores the fields as they are and never calls a constructor. A subclass with its own signature
@@ -62,6 +63,7 @@ __all__ = [
     "DBOSNonExistentWorkflowError",
     "DBOSNotAuthorizedError",
     "DBOSPatchNondeterminismError",
+    "DBOSPayloadTooLargeError",
     "DBOSQueryTimeoutError",
     "DBOSQueueDeduplicatedError",
     "DBOSRecoveryError",
@@ -112,6 +114,7 @@ class DBOSErrorCode(Enum):
     ExecutorFenced = 1002
     SerializationNotAllowed = 1003
     Deserialization = 1004
+    PayloadTooLarge = 1005
 
 
 def _restore(cls: type[_CodedError], args: tuple[Any, ...]) -> _CodedError:
@@ -502,6 +505,25 @@ class DBOSDeserializationError(DBOSException):
     def __init__(self, serialization: str, detail: str) -> None:
         self.serialization, self.detail = serialization, detail
         super().__init__(f"A stored value in format {serialization!r} cannot be decoded: {detail}")
+
+
+class DBOSPayloadTooLargeError(DBOSException):
+    """A value is too large to be stored: an input, a result, a message, an event or a stream value.
+
+    Attributes:
+        what: Which value, such as ``result of step 'load'``.
+        size: How many bytes it takes as text.
+        limit: How many it may take: ``max_payload_bytes`` of the configuration.
+    """
+
+    code = DBOSErrorCode.PayloadTooLarge
+
+    def __init__(self, what: str, size: int, limit: int) -> None:
+        self.what, self.size, self.limit = what, size, limit
+        super().__init__(
+            f"The {what} takes {size:,} bytes, and at most {limit:,} are stored. Keep large data elsewhere and pass a "
+            "reference to it, or raise 'max_payload_bytes' in the configuration."
+        )
 
 
 def _detail(message: str | None) -> str:

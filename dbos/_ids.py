@@ -1,8 +1,10 @@
 """Where randomness comes from: the only module that draws it.
 
-Workflow ids are public and look like UUIDs; tokens never leave the database and are drawn once per start or take-over,
-so they come straight from the kernel, which also makes them safe after ``fork``. Jitter need not be unpredictable; it
-has a generator of its own, so that it neither follows nor disturbs a seed set by the application.
+Workflow ids are public and look like UUIDs; tokens never leave the database and are drawn once per start or take-over.
+Both are bytes of the kernel's, fetched for a few dozen of them at a time: asking it gives up Python's interpreter lock,
+and a thread that has to win that back among others waits longer than everything else about a start takes. Jitter need
+not be unpredictable; it has a generator of its own, so that it neither follows nor disturbs a seed set by the
+application.
 """
 
 from __future__ import annotations
@@ -13,14 +15,27 @@ import uuid
 
 from dbos._types import WorkflowId
 
-__all__ = ["jitter", "new_instance_id", "new_token", "new_workflow_id"]
+__all__ = ["derived_id", "jitter", "new_instance_id", "new_token", "new_workflow_id"]
 
 TOKEN_BYTES = 16  # a few more random bits than a UUID has
 
+PIECES = 64  # fetched at a time; few, because the copy of a machine that was suspended draws them once more
+
 _jitter = random.Random()
+_pieces: list[bytes] = []  # random, of TOKEN_BYTES each; taken and added to by any thread, in single operations
 if hasattr(os, "register_at_fork"):
-    # Forked siblings must not draw the same delays: they would retry in step.
+    # Forked siblings must not draw the same delays, or they would retry in step; nor the same ids.
     os.register_at_fork(after_in_child=_jitter.seed)
+    os.register_at_fork(after_in_child=_pieces.clear)
+
+
+def _random_piece() -> bytes:
+    try:
+        return _pieces.pop()
+    except IndexError:
+        fetched = os.urandom(PIECES * TOKEN_BYTES)
+    _pieces.extend([fetched[begin : begin + TOKEN_BYTES] for begin in range(TOKEN_BYTES, len(fetched), TOKEN_BYTES)])
+    return fetched[:TOKEN_BYTES]
 
 
 def new_workflow_id(now_ms: int) -> WorkflowId:
@@ -30,7 +45,7 @@ def new_workflow_id(now_ms: int) -> WorkflowId:
     of ten workflows changes a page or two and not ten. Its other 74 bits are random.
     """
     time = f"{now_ms:012x}"
-    digits = os.urandom(10).hex()
+    digits = _random_piece().hex()
     return WorkflowId(
         f"{time[:8]}-{time[8:]}-7{digits[:3]}-{'89ab'[int(digits[3], 16) % 4]}{digits[4:7]}-{digits[7:19]}"
     )
@@ -38,12 +53,17 @@ def new_workflow_id(now_ms: int) -> WorkflowId:
 
 def new_token() -> str:
     """Return random hexadecimal digits that tell one attempt to write from every other."""
-    return os.urandom(TOKEN_BYTES).hex()
+    return _random_piece().hex()
 
 
 def new_instance_id() -> str:
     """Return a random UUID (version 4) as text, for one launch of an executor."""
     return str(uuid.uuid4())
+
+
+def derived_id(origin: str) -> str:
+    """Return a UUID (version 5) as text, the same again for the same origin: for what a replay must find again."""
+    return str(uuid.uuid5(uuid.NAMESPACE_OID, origin))
 
 
 def jitter() -> float:

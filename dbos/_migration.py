@@ -10,8 +10,8 @@ The decisions worth knowing:
 - A database that is up to date costs one read and no lock, so a frozen process that holds the lock stops nobody else.
 - A recorded checksum that differs from ours is a warning. The migration cannot run again, and refusing to start would
   stop an application because somebody ran a development build; comments and blanks do not count.
-- A migration refuses to run if a table it creates is already there: ``IF NOT EXISTS`` would take over a table that
-  belongs to somebody else.
+- A migration refuses to run if a table that it or a later one creates is already there: ``IF NOT EXISTS`` would take
+  over a table that belongs to somebody else.
 
 No database driver is imported here. A :class:`MigrationTarget` is what the dialects implement over a raw connection.
 """
@@ -167,7 +167,8 @@ def migrate(target: MigrationTarget, migrations: Sequence[Migration] | None = No
         DBOSInitializationError: Another process was migrating all the time, or a right is missing.
     """
     known = load_migrations(target.dialect) if migrations is None else migrations
-    return sum(_apply(target, migration) for migration in _pending(target, known))
+    pending = _pending(target, known)
+    return sum(_apply(target, pending[number:]) for number in range(len(pending)))
 
 
 def verify(target: MigrationTarget, migrations: Sequence[Migration] | None = None) -> None:
@@ -237,8 +238,12 @@ def _recorded_checksums(target: MigrationTarget) -> dict[int, str]:
     return {}
 
 
-def _apply(target: MigrationTarget, migration: Migration) -> bool:
-    """Apply a migration together with its record; False if another process did meanwhile."""
+def _apply(target: MigrationTarget, pending: Sequence[Migration]) -> bool:
+    """Apply the first of ``pending`` together with its record; False if another process did meanwhile.
+
+    None of it is applied if a later one would be refused: a database that is not ours to use stays as it was.
+    """
+    migration = pending[0]
     target.create_schema()
     with target.transaction():
         target.execute(CREATE_BOOKKEEPING)
@@ -253,7 +258,7 @@ def _apply(target: MigrationTarget, migration: Migration) -> bool:
         )
         if not is_ours:
             return False
-        for table in migration.created_tables:
+        for table in (table for each in pending for table in each.created_tables):
             if target.columns(table):
                 raise DBOSForeignDatabaseError(target.database, f"it already has a table {table}")
         for statement in migration.statements:

@@ -11,12 +11,13 @@ import inspect
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 from dbos._error import DBOSConflictingRegistrationError, DBOSException
-from dbos._registrations import DBOSFuncInfo, get_class_info
+from dbos._queue_config import QueueConfig
+from dbos._registrations import DBOSFuncInfo, get_class_info, get_func_info
 
-__all__ = ["TEMPORARY_PREFIX", "Registry", "WorkflowFunction"]
+__all__ = ["TEMPORARY_PREFIX", "Datasource", "Registry", "ScheduledFunction", "WorkflowFunction"]
 
 logger = logging.getLogger("dbos.registry")
 
@@ -41,6 +42,26 @@ class WorkflowFunction:
     is_async: bool
 
 
+class ScheduledFunction(NamedTuple):
+    """A function that ``DBOS.scheduled`` was applied to, which need not be a workflow yet."""
+
+    cron: str
+    func: Callable[..., Any]
+
+
+class Datasource(Protocol):
+    """A database of the user's, which a launch prepares for transactions."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        ...
+
+    def prepare(self) -> None:
+        """Create or verify what records transactions."""
+        ...
+
+
 class Registry(Generic[EngineT]):
     """Registered names, and the engine that serves them."""
 
@@ -49,14 +70,20 @@ class Registry(Generic[EngineT]):
         self.workflows: dict[str, WorkflowFunction] = {}
         self.classes: dict[str, type] = {}
         self.instances: dict[str, Any] = {}
+        self.queues: dict[str, QueueConfig] = {}
+        self.scheduled: list[ScheduledFunction] = []
+        self.datasources: dict[str, Datasource] = {}
         self.is_launched = False
         self.on_registration: Callable[[], None] = lambda: None
 
     def clear(self) -> None:
-        """Forget all functions, classes and instances."""
+        """Forget all functions, classes, instances, queues and datasources."""
         self.workflows.clear()
         self.classes.clear()
         self.instances.clear()
+        self.queues.clear()
+        self.scheduled.clear()
+        self.datasources.clear()
 
     def engine_for(self, name: str) -> EngineT:
         """The engine to run ``name`` with.
@@ -88,6 +115,22 @@ class Registry(Generic[EngineT]):
             )
         self.workflows[function.name] = function
         self.on_registration()
+
+    def register_scheduled(self, cron: str, func: Callable[..., Any]) -> None:
+        """Have a function started by a cron expression that was checked."""
+        self.scheduled.append(ScheduledFunction(cron, func))
+        self.on_registration()
+
+    def register_datasource(self, datasource: Datasource) -> None:
+        """Have a datasource prepared by the next launch; the later of two of one name wins, with a warning."""
+        if self.datasources.get(datasource.name, datasource) is not datasource:
+            logger.warning("Duplicate datasource '%s'. Each needs a name of its own.", datasource.name)
+        self.datasources[datasource.name] = datasource
+
+    def find_wrapped(self, func: Callable[..., Any]) -> WorkflowFunction | None:
+        """The registered function that was made of ``func``, above or below whatever else it is decorated with."""
+        info = get_func_info(func)
+        return next((each for each in self.workflows.values() if each.info is info), None)
 
     def register_class(self, cls: type, name: str) -> None:
         """Make a class findable by name.
@@ -126,8 +169,11 @@ class Registry(Generic[EngineT]):
         self.instances[key] = instance
         self.on_registration()
 
-    def application_version(self, library_version: str) -> str:
-        """A hash of the source of every registered function: the same code gives the same version, in any order."""
+    def application_version(self, library_version: str, application_name: str) -> str:
+        """A hash of the source of every registered function: the same code gives the same version, in any order.
+
+        Applications that share a database, and functions, have versions of their own all the same.
+        """
         functions = [function.func for function in self.workflows.values()]
         try:
             sources = sorted(inspect.getsource(inspect.unwrap(func)) for func in functions)
@@ -138,6 +184,6 @@ class Registry(Generic[EngineT]):
             )
             return "DEFAULT_VERSION"
         digest = hashlib.md5(usedforsecurity=False)
-        for source in [*sources, library_version]:
+        for source in [*sources, library_version, application_name]:
             digest.update(source.encode())
         return digest.hexdigest()

@@ -37,7 +37,11 @@ class Threads:
         self._is_closed = False
 
     def run(self, func: Callable[[], None]) -> None:
-        """Run ``func``, which must not raise."""
+        """Run ``func``, which must not raise.
+
+        Raises:
+            RuntimeError: the system refuses another thread; ``func`` is not run.
+        """
         with self._lock:
             if self._idle:
                 self._idle -= 1
@@ -46,7 +50,12 @@ class Threads:
             name = f"{self._name}-{next(self._numbers)}"
             thread = threading.Thread(target=self._work, args=(func,), name=name, daemon=True)
             self._alive.add(thread)
-        thread.start()
+        try:
+            thread.start()
+        except Exception:
+            with self._lock:
+                self._alive.discard(thread)
+            raise
 
     def call(self, func: Callable[[], R]) -> asyncio.Future[R]:
         """Run ``func``; returns a future of the running loop for what it returns or raises."""
@@ -111,36 +120,60 @@ class Workers:
         return max(0, self._maximum - self._awake - len(self._waiting))
 
     def submit(self, func: Callable[[], None]) -> None:
-        """Run ``func``, which must not raise, as soon as there is room."""
+        """Run ``func``, which must not raise, as soon as there is room.
+
+        Raises:
+            RuntimeError: the system refuses another thread; ``func`` is not run.
+        """
         with self._lock:
             if self._awake >= self._maximum:
                 self._waiting.append(func)
                 return
             self._awake += 1
-        self.threads.run(lambda: self._work(func))
+        self._begin(func)
+
+    def _begin(self, func: Callable[[], None]) -> None:
+        """Run a function that counts already."""
+        try:
+            self.threads.run(lambda: self._work(func))
+        except Exception:
+            with self._lock:
+                self._awake -= 1
+            raise
 
     def call(self, func: Callable[[], R]) -> asyncio.Future[R]:
         """Run ``func`` as soon as there is room; returns a future of the running loop for its result."""
         return call_in(self.submit, func)
 
     def _work(self, func: Callable[[], None]) -> None:
-        self._is_worker.value = True
-        try:
-            func()
-        finally:
+        following: Callable[[], None] | None = func
+        del func
+        while following is not None:
+            self._is_worker.value = True
+            following()
             self._is_worker.value = False
-            self._leave()
+            following = self._pass_on()
 
-    def _leave(self) -> None:
+    def _pass_on(self) -> Callable[[], None] | None:
+        """Give a place to the function that waits for one, which is returned, or give it up."""
         with self._lock:
-            following = self._waiting.popleft() if self._waiting and self._awake <= self._maximum else None
-            if following is None:
-                was_full = self._awake >= self._maximum
-                self._awake -= 1
-        if following is not None:
-            self.threads.run(lambda: self._work(following))
-        elif was_full:
+            if self._waiting and self._awake <= self._maximum:
+                return self._waiting.popleft()
+            was_full = self._awake >= self._maximum
+            self._awake -= 1
+        if was_full:
             self.on_free()
+        return None
+
+    def _step_aside(self) -> None:
+        following = self._pass_on()
+        if following is None:
+            return
+        try:
+            self._begin(following)
+        except Exception:  # no thread can be had for it: it waits on, for one that comes free
+            with self._lock:
+                self._waiting.appendleft(following)
 
     @contextmanager
     def stepping_aside(self) -> Iterator[None]:
@@ -148,7 +181,7 @@ class Workers:
         if not getattr(self._is_worker, "value", False):
             yield
             return
-        self._leave()
+        self._step_aside()
         try:
             yield
         finally:

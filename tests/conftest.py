@@ -5,78 +5,63 @@
 ``sqlite_url``          an empty SQLite file (not created yet)
 ``postgres_url``        an empty PostgreSQL database: some 10 ms to create, 6 ms to drop
 ``postgres_server``     the run's server: ``url(database)``, ``create_database(template)``, ``drop_database(url)``
-``migrated_template``   the name of a PostgreSQL database that :func:`prepare_template` filled once in the run
 ``config``              a configuration with a fresh, migrated database, once for each engine
 ``dbos``                ``DBOS`` constructed with it; decorate, then ``dbos.launch()``
 ``private_postgres``    a server to stop and crash at will, about a second
 ======================  =======================================================================================
 
 All are plain fixtures: coroutine tests use them as they are. ``DBOS_TEST_POSTGRES_URL`` names a server to use instead
-of starting one; its user must be allowed to create databases.
+of starting one; its user must be allowed to create databases. What users have as well, ``dbos`` among it, comes from
+the library's own plugin, ``_dbos_pytest_plugin.py``.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
-from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from dbos import DBOS, DBOSConfig
-from dbos._dbos_config import process_config
-from dbos._sysdb.dialects import open_dialect
-from tests.postgres_server import Cluster, PostgresServer, Run
-
-RUN = pytest.StashKey[Run]()
-AT_END = pytest.StashKey[ExitStack]()
+from _dbos_pytest_plugin import run_of
+from dbos import DBOSConfig
+from dbos._process import process
+from dbos.testing._postgres_server import Cluster, PostgresServer
 
 private_numbers = count(1)
 
 
-def prepare_template(url: str) -> None:
-    """Fill the database that ``migrated_template`` hands out; called once in the run, with nobody else connected.
-
-    It must leave no connection open, or the copies fail.
-    """
-    settings = process_config({"name": "template", "system_database_url": url}, {})
-    open_dialect(settings, process_tag="template").prepare(may_migrate=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        if parameters.get("dbos_database") == "postgres":
+            item.add_marker(pytest.mark.postgres)
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.stash[AT_END] = ExitStack()
-    if directory := getattr(config, "workerinput", {}).get("run_directory"):
-        config.stash[RUN] = Run(Path(directory))
-    else:
-        config.stash[RUN] = config.stash[AT_END].enter_context(Run.begin())
+@pytest.fixture(autouse=True)
+def empty_registry() -> None:
+    """What other tests have decorated is not there."""
+    process.registry.clear()
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_configure_node(node: Any) -> None:
-    """Tell an xdist worker where the run's processes meet."""
-    node.workerinput["run_directory"] = str(node.config.stash[RUN].directory)
-
-
-def pytest_unconfigure(config: pytest.Config) -> None:
-    config.stash[AT_END].close()
+@pytest.fixture(autouse=True)
+def log_level() -> Iterator[None]:
+    """What a launch has set is not left to the next test."""
+    logger = logging.getLogger("dbos")
+    before = logger.level
+    yield
+    logger.setLevel(before)
 
 
 @pytest.fixture(scope="session")
-def postgres_server(pytestconfig: pytest.Config) -> Iterator[PostgresServer]:
-    with PostgresServer(pytestconfig.stash[RUN].start_server()) as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def migrated_template(pytestconfig: pytest.Config, postgres_server: PostgresServer) -> str:
-    return pytestconfig.stash[RUN].template(postgres_server, prepare_template)
+def postgres_server(dbos_postgres_server: PostgresServer) -> PostgresServer:
+    return dbos_postgres_server
 
 
 @pytest.fixture
 def private_postgres(pytestconfig: pytest.Config) -> Iterator[Cluster]:
-    run = pytestconfig.stash[RUN]
+    run = run_of(pytestconfig)
     worker = getattr(pytestconfig, "workerinput", {}).get("workerid", "main")
     cluster = Cluster(run, f"{worker}-{next(private_numbers)}")
     with run.exclusive():
@@ -99,36 +84,23 @@ def sqlite_url(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def migrated_postgres_url(postgres_server: PostgresServer, migrated_template: str) -> Iterator[str]:
-    url = postgres_server.create_database(migrated_template)
-    yield url
-    postgres_server.drop_database(url)
+def database_url(request: pytest.FixtureRequest, dbos_database: str) -> str:
+    url: str = request.getfixturevalue(f"{dbos_database}_url")
+    return url
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
-def config(request: pytest.FixtureRequest) -> DBOSConfig:
+@pytest.fixture
+def config(dbos_database_url: str) -> DBOSConfig:
     """A configuration with a system database of the test's own, which is also the application database."""
-    name = "migrated_postgres_url" if request.param == "postgres" else "sqlite_url"
-    url: str = request.getfixturevalue(name)
     return {
         "name": "test-app",
-        "system_database_url": url,
-        "application_database_url": url,
+        "system_database_url": dbos_database_url,
+        "application_database_url": dbos_database_url,
         "application_version": "test",
         "log_level": "WARNING",
     }
 
 
 @pytest.fixture
-def dbos(config: DBOSConfig) -> Iterator[type[DBOS]]:
-    """DBOS, constructed and not launched: decorate, then ``dbos.launch()``. Nothing of it is left after the test."""
-    DBOS.destroy(destroy_registry=True)
-    DBOS(config=config)
-    yield DBOS
-    DBOS.destroy(destroy_registry=True)
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
-def database_url(request: pytest.FixtureRequest) -> str:
-    url: str = request.getfixturevalue(f"{request.param}_url")
-    return url
+def dbos_config(config: DBOSConfig) -> DBOSConfig:
+    return config

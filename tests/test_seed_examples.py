@@ -1,20 +1,27 @@
-"""The class examples of the founding document, each body verbatim.
+"""The examples of the founding document, each body verbatim.
 
 Around them stand the imports, ``DBOS(config=…)`` (the fixture) and ``DBOS.launch()``; here and there an assertion says
-what the document says in prose. The decorators name the class ``DBOS`` itself, as users write it.
+what the document says in prose. The decorators name the class ``DBOS`` itself, as users write it. A class whose
+registered name is told is ``global``, because in the document it stands in a module.
 """
 
 from __future__ import annotations
 
-from datetime import datetime
+import threading
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from dbos import DBOS, DBOSConfiguredInstance, SetWorkflowID
+from dbos import DBOS, DBOSConfiguredInstance, DBOSException, Queue, ScheduleInput, SetWorkflowID
+from tests.integration.histories import PATIENCE_S, eventually
 
 pytestmark = pytest.mark.usefixtures("dbos")
+
+DataSyncWorkflows: Any
+MyScheduledClass: Any
+PaymentWorkflows: Any
 
 
 def test_payment_workflows() -> None:
@@ -157,3 +164,258 @@ def test_a_static_method_is_called_without_its_class() -> None:
 
     assert handle.get_result() is None
     assert handle.get_status().name == MyScheduledClass.scheduled_wf.__qualname__
+
+
+# -- schedules ---------------------------------------------------------------------------------------------------------
+
+
+def declare_data_sync_workflows() -> None:
+    global DataSyncWorkflows
+
+    @DBOS.dbos_class()
+    class DataSyncWorkflows:
+        @staticmethod
+        @DBOS.workflow()
+        def sync_data(scheduled_time: datetime, context: Any) -> None:
+            env = context.get("env", "production")
+            # Sync logic here
+            synced.append((scheduled_time, env))
+
+
+synced: list[tuple[datetime, str]] = []
+
+
+def create_data_sync_schedule() -> None:
+    # Create schedule with timezone and automatic backfill
+    DBOS.create_schedule(
+        schedule_name="data-sync-schedule",
+        workflow_fn=DataSyncWorkflows.sync_data,
+        schedule="0 9 * * 1-5",  # 9 AM weekdays
+        context={"env": "production", "priority": "high"},
+        cron_timezone="America/New_York",
+        automatic_backfill=True,
+    )
+
+
+def test_data_sync_workflows() -> None:
+    declare_data_sync_workflows()
+    DBOS.launch()
+
+    create_data_sync_schedule()
+
+    sched = DBOS.get_schedule("data-sync-schedule")
+    assert sched is not None
+    assert sched["workflow_name"] == "DataSyncWorkflows.sync_data"
+    assert sched["workflow_class_name"] == "DataSyncWorkflows"
+    assert (sched["schedule"], sched["cron_timezone"]) == ("0 9 * * 1-5", "America/New_York")
+    assert sched["context"] == {"env": "production", "priority": "high"}
+    assert sched["automatic_backfill"] is True
+    assert (sched["status"], sched["queue_name"], sched["last_fired_at"]) == ("ACTIVE", None, None)
+    preview = DBOS.preview_schedule("data-sync-schedule", 10)
+    assert {(time.hour, time.weekday() < 5) for time in preview["times"]} == {(9, True)}
+
+
+def test_the_life_of_a_schedule() -> None:
+    synced.clear()
+    declare_data_sync_workflows()
+    Queue("high-priority-queue")
+
+    @DBOS.dbos_class()
+    class DataWorkflows:
+        @staticmethod
+        @DBOS.workflow()
+        def method_a(scheduled_time: datetime, context: Any) -> Any:
+            return context
+
+    DBOS.launch()
+    create_data_sync_schedule()
+
+    # List all schedules
+    schedules = DBOS.list_schedules()
+
+    # Retrieve specific schedule
+    sched = DBOS.get_schedule("data-sync-schedule")
+
+    # Pause execution (retains configuration)
+    DBOS.pause_schedule("data-sync-schedule")
+
+    assert sched is not None
+    assert schedules == [sched]
+    paused = DBOS.get_schedule("data-sync-schedule")
+    assert paused == {**sched, "status": "PAUSED", "next_fire_at": None}
+
+    # Resume a paused schedule
+    DBOS.resume_schedule("data-sync-schedule")
+
+    assert DBOS.get_schedule("data-sync-schedule") == sched
+
+    # Trigger immediate execution
+    DBOS.trigger_schedule("data-sync-schedule")
+
+    eventually(lambda: len(synced) == 1)
+
+    # Delete permanently
+    DBOS.delete_schedule("data-sync-schedule")
+
+    assert DBOS.get_schedule("data-sync-schedule") is None
+    create_data_sync_schedule()
+
+    # Backfill missed executions
+    DBOS.backfill_schedule(
+        schedule_name="data-sync-schedule",
+        start_time=datetime(2026, 1, 1),
+        end_time=datetime(2026, 1, 31),
+    )
+
+    eventually(lambda: len(synced) == 23)
+    [triggered, *_] = synced
+    backfilled = sorted(time.isoformat() for time, _ in synced if time < datetime(2026, 2, 1, tzinfo=UTC))
+    assert (len(backfilled), backfilled[0], backfilled[-1]) == (
+        22,
+        "2026-01-01T09:00:00-05:00",
+        "2026-01-30T09:00:00-05:00",
+    )
+    assert triggered[0] > datetime(2026, 2, 1, tzinfo=UTC)
+    assert {env for _, env in synced} == {"production"}
+
+    # Atomic update of multiple schedules
+    DBOS.apply_schedules(
+        [
+            ScheduleInput(
+                schedule_name="schedule-1",
+                workflow_fn=DataWorkflows.method_a,
+                schedule="0 * * * *",
+                context={"id": 1},
+                automatic_backfill=True,
+                cron_timezone="America/Los_Angeles",
+                queue_name="high-priority-queue",
+            ),
+        ]
+    )
+
+    applied = DBOS.get_schedule("schedule-1")
+    assert applied is not None
+    assert (applied["automatic_backfill"], applied["queue_name"]) == (True, "high-priority-queue")
+    assert applied["cron_timezone"] == "America/Los_Angeles"
+    handle = DBOS.trigger_schedule("schedule-1")
+    assert handle.get_result() == {"id": 1}
+    assert handle.get_status().queue_name == "high-priority-queue"
+    assert DBOS.get_schedule("data-sync-schedule") is not None
+
+
+def test_my_scheduled_class(capsys: pytest.CaptureFixture[str]) -> None:
+    global MyScheduledClass
+
+    @DBOS.dbos_class()
+    class MyScheduledClass:
+        @staticmethod
+        @DBOS.workflow()
+        def scheduled_wf(scheduled_at: datetime, ctx: Any) -> None:
+            print(f"Executing at {scheduled_at} with context: {ctx}")
+
+    DBOS.launch()
+
+    # Create the schedule
+    DBOS.create_schedule(
+        schedule_name="static-class-schedule",
+        workflow_fn=MyScheduledClass.scheduled_wf,
+        schedule="* * * * * *",  # Every second
+        context={"environment": "production"},
+    )
+
+    # Verify schedule creation
+    sched = DBOS.get_schedule("static-class-schedule")
+    assert sched["workflow_class_name"] == "MyScheduledClass"  # type: ignore[index]  # verbatim
+    assert sched["context"] == {"environment": "production"}  # type: ignore[index]  # verbatim
+
+    eventually(lambda: DBOS.list_workflows(status="SUCCESS"))
+    run = DBOS.list_workflows(status="SUCCESS")[0]
+    assert run.class_name == "MyScheduledClass"
+    tick = str(run.workflow_id).removeprefix("sched-static-class-schedule-")
+    expected = f"Executing at {datetime.fromisoformat(tick)} with context: {{'environment': 'production'}}\n"
+    assert expected in capsys.readouterr().out
+
+
+def test_payment_workflows_are_scheduled() -> None:
+    global PaymentWorkflows
+
+    @DBOS.dbos_class()
+    class PaymentWorkflows:
+        @staticmethod
+        @DBOS.workflow()
+        def process_payment(scheduled_at: datetime, ctx: Any) -> str:
+            # Payment processing logic
+            return "completed"
+
+    DBOS.launch()
+
+    DBOS.create_schedule(schedule_name="payments", workflow_fn=PaymentWorkflows.process_payment, schedule="0 0 1 1 *")
+
+    sched = DBOS.get_schedule("payments")
+    assert sched is not None
+    assert sched["workflow_class_name"] == "PaymentWorkflows"
+    assert DBOS.trigger_schedule("payments").get_result() == "completed"
+
+
+def test_the_signature_of_a_scheduled_workflow() -> None:
+    @DBOS.dbos_class()
+    class Workflows:
+        @staticmethod
+        @DBOS.workflow()
+        def scheduled_workflow(scheduled_time: datetime, context: Any) -> None:
+            """Process scheduled task with provided context."""
+            pass
+
+    DBOS.launch()
+
+    DBOS.create_schedule(schedule_name="task", workflow_fn=Workflows.scheduled_workflow, schedule="0 0 1 1 *")
+
+    assert DBOS.trigger_schedule("task").get_result() is None
+
+
+def test_invalid_scheduled() -> None:
+    @DBOS.dbos_class()
+    class InvalidScheduled(DBOSConfiguredInstance):
+        def __init__(self):  # type: ignore[no-untyped-def]  # verbatim
+            super().__init__("invalid-config")
+
+        @DBOS.workflow()
+        def instance_workflow(self, scheduled_at: datetime, ctx: Any) -> None:
+            pass
+
+    inst = InvalidScheduled()  # type: ignore[no-untyped-call]  # verbatim
+    DBOS.launch()
+
+    # This raises DBOSException
+    with pytest.raises(DBOSException, match="Configured instance methods cannot be used"):
+        DBOS.create_schedule(
+            schedule_name="invalid-schedule",
+            workflow_fn=inst.instance_workflow,
+            schedule="* * * * *",
+        )
+
+    with pytest.raises(DBOSException, match="Configured instance methods cannot be used"):
+        DBOS.apply_schedules(
+            [ScheduleInput(schedule_name="invalid-schedule", workflow_fn=inst.instance_workflow, schedule="* * * * *")]
+        )
+    assert DBOS.list_schedules() == []
+
+
+def test_both_approaches_to_scheduling_are_asynchronous_too() -> None:
+    """The document says so in prose: sync and async, by decorator and by name."""
+    declared, dynamic = threading.Event(), threading.Event()
+
+    @DBOS.scheduled("* * * * * *")
+    @DBOS.workflow()
+    async def by_decorator(scheduled_time: datetime, actual_time: datetime) -> None:
+        declared.set()
+
+    @DBOS.workflow()
+    async def by_name(scheduled_time: datetime, context: Any) -> None:
+        dynamic.set()
+
+    DBOS.launch()
+    DBOS.create_schedule(schedule_name="by-name", workflow_fn=by_name, schedule="* * * * * *")
+
+    assert declared.wait(PATIENCE_S)
+    assert dynamic.wait(PATIENCE_S)

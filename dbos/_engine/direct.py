@@ -29,26 +29,30 @@ def call_step(
     if not _is_plain(engine, run, step):
         return drive(engine, run_step(engine, run, context, step, args, kwargs))
     function_id = run.next_function_id()
-    inner = step_context(run, context, step, function_id, args)
-    started_ms = engine.clock.now_ms()
-    outcome: Outcome
-    token = install(inner)
+    run.operations.add(function_id)
     try:
-        outcome = Returned(step.func(*args, **kwargs))
-    except BaseException as error:
-        outcome = Raised(caught(error))
+        inner = step_context(run, context, step, function_id, args)
+        started_ms = engine.clock.now_ms()
+        outcome: Outcome
+        token = install(inner)
+        try:
+            outcome = Returned(step.func(*args, **kwargs))
+        except BaseException as error:
+            outcome = Raised(caught(error))
+        finally:
+            restore(token)
+        if isinstance(outcome, Raised) and not isinstance(outcome.error, Exception):
+            raise outcome.error
+        record, outcome = encode_step(engine, run, function_id, step.name, outcome, started_ms)
+        try:
+            is_recorded = engine.db.commit(record)[0] == RECORDED
+        except Exception:  # whatever it is, it comes again where the flow writes the record, which knows what it means
+            is_recorded = False
+        if not is_recorded:
+            outcome = drive(engine, record_step(engine, run, record, outcome))
+        return reveal(outcome)
     finally:
-        restore(token)
-    if isinstance(outcome, Raised) and not isinstance(outcome.error, Exception):
-        raise outcome.error
-    record, outcome = encode_step(engine, run, function_id, step.name, outcome, started_ms)
-    try:
-        is_recorded = engine.db.commit(record)[0] == RECORDED
-    except Exception:  # whatever it is, it comes again where the flow writes the record, which knows what it means
-        is_recorded = False
-    if not is_recorded:
-        outcome = drive(engine, record_step(engine, run, record, outcome))
-    return reveal(outcome)
+        run.operations.discard(function_id)
 
 
 async def call_step_async(
@@ -58,32 +62,37 @@ async def call_step_async(
     if not _is_plain(engine, run, step):
         return await drive_async(engine, run_step(engine, run, context, step, args, kwargs))
     function_id = run.next_function_id()
-    inner = step_context(run, context, step, function_id, args)
-    started_ms = engine.clock.now_ms()
-    outcome: Outcome
-    token = install(inner)
+    run.operations.add(function_id)
     try:
-        outcome = Returned(await step.func(*args, **kwargs))
-    except BaseException as error:
-        outcome = Raised(caught(error))
+        inner = step_context(run, context, step, function_id, args)
+        started_ms = engine.clock.now_ms()
+        outcome: Outcome
+        token = install(inner)
+        try:
+            outcome = Returned(await step.func(*args, **kwargs))
+        except BaseException as error:
+            outcome = Raised(caught(error))
+        finally:
+            restore(token)
+        if isinstance(outcome, Raised) and not isinstance(outcome.error, Exception):
+            raise outcome.error
+        record, outcome = encode_step(engine, run, function_id, step.name, outcome, started_ms)
+        try:
+            is_recorded = (await engine.db.submit(record))[0] == RECORDED
+        except Exception:  # likewise
+            is_recorded = False
+        if not is_recorded:
+            outcome = await drive_async(engine, record_step(engine, run, record, outcome))
+        return reveal(outcome)
     finally:
-        restore(token)
-    if isinstance(outcome, Raised) and not isinstance(outcome.error, Exception):
-        raise outcome.error
-    record, outcome = encode_step(engine, run, function_id, step.name, outcome, started_ms)
-    try:
-        is_recorded = (await engine.db.submit(record))[0] == RECORDED
-    except Exception:  # likewise
-        is_recorded = False
-    if not is_recorded:
-        outcome = await drive_async(engine, record_step(engine, run, record, outcome))
-    return reveal(outcome)
+        run.operations.discard(function_id)
 
 
 def _is_plain(engine: Engine, run: Run, step: StepFunction) -> bool:
     return (
         step.policy.is_plain
-        and run.history is None
-        and not run.is_interrupted
+        and not engine.clock.jumps  # over the time of what it does not know of
+        and not run.history
         and engine.clock.monotonic() < engine.lease_guard
+        and not run.is_interrupted  # last: who registers anew, having been declared dead, stops its runs before
     )

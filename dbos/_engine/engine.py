@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dbos._clock import Clock
 from dbos._dbos_config import Settings
@@ -16,35 +16,48 @@ from dbos._engine.loops import DESTROYED, Loops
 from dbos._engine.run import Run, Runs
 from dbos._error import DBOSDatabaseUnavailableError, DBOSException
 from dbos._ids import new_instance_id
+from dbos._queue_config import QueueConfig
 from dbos._registry import Registry
 from dbos._serialization import Serialization
 from dbos._sys_db import SystemDatabase
-from dbos._sysdb.wakeups import WORKFLOW, Signal
+from dbos._sysdb.operations import Call
+from dbos._sysdb.retry import Backoff
+from dbos._sysdb.wakeups import DATA, QUEUE, SCHEDULE, WORKFLOW, Key, Signal, workflow_key
+from dbos._telemetry import ALERTS
 from dbos._threads import Workers
 
 if TYPE_CHECKING:
     from dbos._app_db import ApplicationDatabase
 
-__all__ = ["Engine", "workflow_key"]
+__all__ = ["Engine", "queue_topic"]
+
+D = TypeVar("D")
 
 logger = logging.getLogger("dbos.engine")
+alert_logger = logging.getLogger("dbos.alerts")
+
+GIVE_BACK_ATTEMPTS = 8  # at a start that is on its way: for some seconds; what comes later still is reconciled
 
 
-def workflow_key(workflow_id: str) -> str:
-    """What a waiter for a workflow's outcome waits under."""
-    return f"{WORKFLOW}:{workflow_id}"
+def queue_topic(queue_name: str, *, is_delayed: bool) -> str:
+    """What other processes are told of that something was enqueued."""
+    return QUEUE if is_delayed else f"{QUEUE}:{queue_name}"
 
 
 class Engine:
     """Everything that executing workflows takes; opened by ``DBOS.launch`` and closed by ``DBOS.destroy``."""
 
-    def __init__(self, settings: Settings, registry: Registry[Engine], clock: Clock) -> None:
+    def __init__(
+        self, settings: Settings, registry: Registry[Engine], clock: Clock, *, is_client: bool = False
+    ) -> None:
         self.settings = settings
+        self.is_client = is_client  # and runs nothing
         self.registry = registry
         self.clock = clock
         self.serialization: Serialization = settings.serialization
         self.executor_id = settings.executor_id
         self.application_version = settings.application_version
+        self.application_name = settings.name or None
         self.application_id = settings.application_id
         self.instance_id = new_instance_id()
         self.runs = Runs()
@@ -54,15 +67,22 @@ class Engine:
         self.lease_renewed = Signal()
         self.unknown_targets: set[str] = set()
         self.watch_deadline: Callable[[Run], None] = lambda run: None
-        self.dispatch: Callable[[], None] = lambda: None
+        self.is_draining = False  # whether it takes no more from queues, having been asked to
+        self.queue_changes = 0  # made by this process
+        self.registered_queues: Mapping[str, QueueConfig] | None = None  # as of a second ago; None until it is known
+        self.listened_queues: frozenset[str] | None = None  # None for all
+        self.served_queues: frozenset[str] = frozenset()  # that this process takes work from
+        self.dispatch: Callable[[str | None], None] = lambda queue_name: None  # None for all
         self.check_lease: Callable[[], None] = lambda: None
+        self.check_schedules: Callable[[], None] = lambda: None
+        self.tell_handler: Callable[[str, str, dict[str, str]], None] = lambda name, message, metadata: None
         self._db: SystemDatabase | None = None
         self._is_closed = False
         self._failure: DBOSDatabaseUnavailableError | None = None
         self._is_fork = False
         self._abandoned: tuple[object, ...] = ()
-        self._application_database: ApplicationDatabase | None = None
-        self._application_lock = threading.Lock()
+        self._databases: dict[object, Any] = {}  # of the user's transactions
+        self._databases_lock = threading.Lock()
 
     @property
     def db(self) -> SystemDatabase:
@@ -89,13 +109,18 @@ class Engine:
         Raises:
             AssertionError: none is configured.
         """
-        with self._application_lock:
-            if self._application_database is None:
-                # Here, because it brings SQLAlchemy's object-relational half, which only transactions need.
-                from dbos._app_db import ApplicationDatabase
+        # Here, because it brings SQLAlchemy's object-relational half, which only transactions need.
+        from dbos._app_db import ApplicationDatabase
 
-                self._application_database = ApplicationDatabase(self.settings, self.db)
-            return self._application_database
+        return self.database(ApplicationDatabase, lambda: ApplicationDatabase(self.settings, self.db))
+
+    def database(self, key: object, connect: Callable[[], D]) -> D:
+        """A database of the user's transactions, opened at its first use and closed with this engine."""
+        with self._databases_lock:
+            if key not in self._databases:
+                self._databases[key] = connect()
+            database: D = self._databases[key]
+            return database
 
     @property
     def is_open(self) -> bool:
@@ -106,13 +131,14 @@ class Engine:
         """Begin to work on a database."""
         self._db = db
         self._is_closed = False
+        self.clock.attend(self)
 
     def abandon(self) -> None:
         """Never touch the connections again, not even to close them: this process is a fork, they are its parent's."""
         self._is_fork = True
-        self._abandoned = (self._db, self._application_database)  # their finalizers would close them
-        self._db, self._application_database = None, None
-        self._application_lock = threading.Lock()  # another thread of the parent may hold the old one
+        self._abandoned = (self._db, self._databases)  # their finalizers would close them
+        self._db, self._databases = None, {}
+        self._databases_lock = threading.Lock()  # another thread of the parent may hold the old one
 
     def check_open(self) -> None:
         """Refuse to go on after :meth:`close` or :meth:`fail`.
@@ -127,15 +153,14 @@ class Engine:
 
     def fail(self, error: DBOSDatabaseUnavailableError) -> None:
         """The database will not come back: tell whoever waits for it."""
-        logger.critical("%s", error)
+        self.alert("database_lost", str(error), {"error": type(error).__name__})
         self._failure = error
         self.db.wakeups.fire(self.db.wakeups.keys())
 
     def close(self) -> None:
         """Disconnect; whoever still waits for a workflow's outcome is told so."""
-        if self._application_database is not None:
-            self._application_database.close()
-            self._application_database = None
+        while self._databases:
+            self._databases.popitem()[1].close()
         if self._db is not None:
             self._is_closed = True
             db, self._db = self._db, None
@@ -146,23 +171,82 @@ class Engine:
 
     def enter(self, run: Run, owner_instance: str | None) -> None:
         """Enter a run of a workflow that became ``owner_instance``'s, which this executor may not be any more."""
-        self.runs.add(run)
+        # What others would decode from the row need not be the very object, if the format is not exact.
+        self.runs.add(run, is_shown=self.serialization.is_exact(run.format))
         if owner_instance != self.instance_id:  # looked at last: who registers anew stops what is entered
             run.lose()
+
+    def alert(self, name: str, message: str, metadata: Mapping[str, object]) -> None:
+        """Log what somebody should look at, and tell the application's alert handler; neither waits nor raises.
+
+        ``name`` is one of :data:`dbos._telemetry.ALERTS`.
+        """
+        alert_logger.log(ALERTS[name], message)
+        about = {
+            **metadata,
+            "application_name": self.settings.name,
+            "application_version": self.application_version,
+            "executor_id": self.executor_id,
+        }
+        self.tell_handler(name, message, {key: str(value) for key, value in about.items() if value is not None})
 
     def finished(self, workflow_id: str) -> None:
         """A workflow has reached an outcome, durably: wake whoever waits for it, here and elsewhere."""
         self.db.wakeups.fire([workflow_key(workflow_id)])
         self.db.publish(WORKFLOW)
 
+    def written(self, *keys: Key) -> None:
+        """Messages, events or values of streams were written, durably: wake whoever waits, here and elsewhere."""
+        self.db.wakeups.fire(keys)
+        self.db.publish(DATA)
+
+    def enqueued(self, queue_name: str, *, is_delayed: bool = False) -> None:
+        """Something can be claimed from a queue, durably, or will be when its delay is over: tell all dispatchers."""
+        self.dispatch(None if is_delayed else queue_name)
+        self.db.publish(queue_topic(queue_name, is_delayed=is_delayed))
+
+    def queues_changed(self) -> None:
+        """The settings of a queue in the database changed, durably: tell all dispatchers."""
+        self.queue_changes += 1
+        self.registered_queues = None
+        self.dispatch(None)
+        self.db.publish(QUEUE)
+
+    def schedules_changed(self) -> None:
+        """Schedules were created, changed or deleted, durably: tell all schedulers."""
+        self.check_schedules()
+        self.db.publish(SCHEDULE)
+
+    def given_back(self) -> None:
+        """What was claimed is in its queue again, durably: tell all dispatchers."""
+        self.dispatch(None)
+        self.db.publish(QUEUE)
+
     def give_back(self, workflow_id: str, run_token: str) -> None:
-        """Have the dispatcher begin a workflow that was made durable but will not be executed by whoever did so."""
+        """Have a dispatcher begin a workflow that is made durable but will not be executed by whoever asked for it."""
 
         def give_back() -> None:
             try:
-                self.db.change(self.db.workflows.give_back, workflow_id, run_token, self.db.now_ms())
-                self.dispatch()
+                self._give_back(workflow_id, run_token)
             except Exception as error:  # in a thread of ours; what is not given back here is reconciled later
                 logger.info("workflow %s was not begun: %s", workflow_id, error)
 
-        self.workers.submit(give_back)
+        try:
+            self.workers.submit(give_back)
+        except RuntimeError as error:  # no thread can be had for it: likewise
+            logger.info("workflow %s was not begun: %s", workflow_id, error)
+
+    def _give_back(self, workflow_id: str, run_token: str) -> None:
+        # Where most starts are committed, so behind it. A start that is large, or that waits for somebody's lock, is
+        # committed elsewhere and may come later.
+        db, backoff = self.db, Backoff(initial_s=0.02, maximum_s=1.0)
+        for _ in range(GIVE_BACK_ATTEMPTS):
+            if db.commit(Call(db.workflows.give_back, (workflow_id, run_token, db.now_ms()), is_apart=True))[0]:
+                self.given_back()
+                return
+            row = db.read(db.workflows.get, workflow_id)
+            if row is not None and (row.run_token != run_token or row.status != "PENDING"):
+                return
+            with self.workers.stepping_aside():
+                Signal().wait(backoff.next_delay_s())
+            db = self.db

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from dbos._context import Context, current_context, install, restore
 from dbos._error import DBOSBaseException
 from dbos._sysdb.operations import Operation
+from dbos._sysdb.rows import MUST_READ
 from dbos._sysdb.wakeups import Signal
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ __all__ = [
     "Limit",
     "Outcome",
     "Pause",
+    "Peek",
     "Raised",
     "Read",
     "Returned",
@@ -75,6 +77,15 @@ class Read(NamedTuple):
     arguments: tuple[Any, ...]
 
 
+class Peek(NamedTuple):
+    """Ask whether a workflow has an outcome, or does not exist; answered with :class:`Peeked`.
+
+    Coroutines ask for many of them together. A thread is told to read the row, without asking: it may as well do that.
+    """
+
+    workflow_id: str
+
+
 class Pause(NamedTuple):
     """Wait until the signal is set or ``timeout_s`` have passed; answered with whether it was set.
 
@@ -85,7 +96,7 @@ class Pause(NamedTuple):
     timeout_s: float | None
 
 
-Effect = Commit | Invoke | Read | Pause
+Effect = Commit | Invoke | Read | Peek | Pause
 Flow = Generator[Effect, Any, T]
 
 
@@ -120,6 +131,9 @@ def conclude(outcome: Outcome) -> Any:
 
 def drive(engine: Engine, flow: Flow[T]) -> T:
     """Run a flow in this thread."""
+    operations = _operations()
+    if operations is not None:
+        operations.add(flow)
     try:
         effect = flow.send(None)
         while True:
@@ -129,9 +143,12 @@ def drive(engine: Engine, flow: Flow[T]) -> T:
                     _refuse_in_transaction()
                     answer = engine.db.commit(*effect.operations)
                 elif isinstance(effect, Invoke):
-                    answer = _call(engine, effect)
+                    with engine.clock.acting():
+                        answer = _call(engine, effect)
                 elif isinstance(effect, Read):
                     answer = engine.db.read(effect.verb, *effect.arguments)
+                elif isinstance(effect, Peek):
+                    answer = MUST_READ
                 else:
                     answer = _pause(engine, effect)
             except BaseException as error:  # ours, or an interrupt: the flow cleans up or makes something of it
@@ -140,6 +157,9 @@ def drive(engine: Engine, flow: Flow[T]) -> T:
                 effect = flow.send(answer)
     except StopIteration as end:
         result: T = end.value
+    finally:
+        if operations is not None:
+            operations.discard(flow)
     if isinstance(result, Raised):
         raise result.error
     return result
@@ -147,6 +167,9 @@ def drive(engine: Engine, flow: Flow[T]) -> T:
 
 async def drive_async(engine: Engine, flow: Flow[T]) -> T:
     """Run a flow on the running event loop."""
+    operations = _operations()
+    if operations is not None:
+        operations.add(flow)
     try:
         effect = flow.send(None)
         while True:
@@ -156,20 +179,32 @@ async def drive_async(engine: Engine, flow: Flow[T]) -> T:
                     _refuse_in_transaction()
                     answer = await engine.db.submit(*effect.operations)
                 elif isinstance(effect, Invoke):
-                    answer = await _call_async(effect)
+                    with engine.clock.acting():
+                        answer = await _call_async(effect)
                 elif isinstance(effect, Read):
                     answer = await engine.db.read_async(effect.verb, *effect.arguments)
+                elif isinstance(effect, Peek):
+                    answer = await engine.db.peek_async(effect.workflow_id)
                 else:
-                    answer = await _pause_async(effect)
+                    answer = await engine.clock.wait_async(effect.signal, effect.timeout_s)
             except BaseException as error:  # ours, or a cancellation: the flow cleans up or makes something of it
                 effect = flow.throw(error)
             else:
                 effect = flow.send(answer)
     except StopIteration as end:
         result: T = end.value
+    finally:
+        if operations is not None:
+            operations.discard(flow)
     if isinstance(result, Raised):
         raise result.error
     return result
+
+
+def _operations() -> set[object] | None:
+    """What the workflow that the caller belongs to is in the middle of; None for no workflow."""
+    context = current_context()
+    return None if context is None or context.run is None else context.run.operations
 
 
 def _refuse_in_transaction() -> None:
@@ -262,29 +297,4 @@ def _pause(engine: Engine, effect: Pause) -> bool:
     if effect.signal.is_set:
         return True
     with engine.workers.stepping_aside():
-        return effect.signal.wait(effect.timeout_s)
-
-
-async def _pause_async(effect: Pause) -> bool:
-    loop = asyncio.get_running_loop()
-    future = loop.create_future()
-
-    def finish() -> None:
-        if not future.done():
-            future.set_result(None)
-
-    def wake() -> None:
-        try:
-            loop.call_soon_threadsafe(finish)
-        except RuntimeError:
-            return  # the loop was closed: nobody waits on it any more
-
-    effect.signal.call(wake)
-    try:
-        async with asyncio.timeout(effect.timeout_s):
-            await future
-    except TimeoutError:
-        return effect.signal.is_set
-    finally:
-        effect.signal.forget(wake)
-    return True
+        return engine.clock.wait(effect.signal, effect.timeout_s)

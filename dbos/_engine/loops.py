@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 from dbos._error import DBOSDatabaseUnavailableError
 
-__all__ = ["DESTROYED", "Loops"]
+__all__ = ["DESTROYED", "Loops", "Spawned"]
 
 STUCK_LOOP_S = 5.0  # how long closing waits for a workflow that blocks our loop; its thread is left behind then
 DESTROYED = "DBOS was destroyed. Unfinished workflows stay in the database, and are recovered by the next launch."
+
+
+class Spawned(NamedTuple):
+    """A coroutine, and what its task is handed to when it has ended, also if it was cancelled before it began."""
+
+    coroutine: Coroutine[Any, Any, None]
+    on_end: Callable[[object], None]
 
 
 class Loops:
@@ -33,6 +41,15 @@ class Loops:
             self._main = asyncio.get_running_loop()
         except RuntimeError:
             self._main = None
+
+    @property
+    def main(self) -> asyncio.AbstractEventLoop | None:
+        """The application's loop, if it had one when it launched."""
+        return self._main
+
+    def in_use(self) -> list[asyncio.AbstractEventLoop]:
+        """The loops that something of ours may be about to run on."""
+        return [loop for loop in (self._main, self._own) if loop is not None]
 
     def background(self) -> asyncio.AbstractEventLoop:
         """The application's loop if it is running, else our own, started at its first use.
@@ -73,32 +90,37 @@ class Loops:
             loop.run_until_complete(loop.shutdown_asyncgens())
             loop.close()
 
-    def spawn(
-        self, coroutine: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop, on_end: Callable[[], None]
-    ) -> None:
-        """Run a coroutine on ``loop`` and keep hold of it: the loop itself would let it be collected.
+    def spawn(self, spawned: Sequence[Spawned], loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
+        """Run coroutines on ``loop``, which is woken once, and keep hold of them: it would let them be collected.
 
-        ``on_end`` is called when it has ended, also if it was cancelled before it began.
+        Returns the loop that they run on: our own, if ``loop`` was just closed.
         """
 
         def create(loop: asyncio.AbstractEventLoop) -> None:
-            task = loop.create_task(coroutine)
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-            task.add_done_callback(lambda _: on_end())
+            for coroutine, on_end in spawned:
+                task = loop.create_task(coroutine)
+                self._tasks.add(task)
+                task.add_done_callback(partial(self._ended, on_end))
 
         if _running_loop() is loop:
             create(loop)
-            return
+            return loop
         try:
             loop.call_soon_threadsafe(create, loop)
+            return loop
         except RuntimeError:  # the application's loop was closed in this very moment
             try:
                 own = self.own()
             except DBOSDatabaseUnavailableError:
-                coroutine.close()
+                for coroutine, _ in spawned:
+                    coroutine.close()
                 raise
             own.call_soon_threadsafe(create, own)
+            return own
+
+    def _ended(self, on_end: Callable[[object], None], task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        on_end(task)
 
     def close(self, *, for_good: bool = False) -> None:
         """Cancel what we began on the application's loop, and what runs on our own, and stop that.

@@ -227,6 +227,7 @@ def wait_for_lease(engine: Engine, run: Run) -> Flow[None]:
     while True:
         signal = engine.lease_renewed  # before the guard is looked at, or a renewal in between would be missed
         if engine.clock.monotonic() < engine.lease_guard:
+            run.check_interrupted()  # last: who registers anew, having been declared dead, stops its runs before
             return
         waiter = Signal()
         signal.call(waiter.set)
@@ -244,7 +245,7 @@ def encode_step(
     error: str | None = None
     if isinstance(outcome, Returned):
         try:
-            output, serialization = engine.serialization.dump_value(outcome.value)
+            output, serialization = engine.serialization.dump_value(outcome.value, what="result of step", name=name)
         except Exception as failure:
             outcome = Raised(failure)
     if isinstance(outcome, Raised):

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import json
 import logging
+import math
 from collections.abc import Awaitable, Collection, Iterable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -15,11 +16,13 @@ from dbos._engine.engine import Engine
 from dbos._engine.flow import Flow, Pause, drive_async
 from dbos._engine.records import commit_step
 from dbos._engine.run import Run
-from dbos._error import DBOSException
+from dbos._error import DBOSException, DBOSUnexpectedStepError
+from dbos._serialization import PORTABLE_JSON
 from dbos._sysdb.operations import RecordStep
+from dbos._sysdb.rows import StepRow
 from dbos._sysdb.wakeups import Signal
 
-__all__ = ["asyncio_wait", "sleep", "sleep_until_recorded"]
+__all__ = ["SLEEP", "asyncio_wait", "checked_seconds", "deadline_of", "deadline_step", "sleep", "sleep_until_recorded"]
 
 logger = logging.getLogger("dbos.timing")
 
@@ -27,8 +30,7 @@ Futures = tuple[set[asyncio.Future[Any]], set[asyncio.Future[Any]]]
 
 SLEEP = "DBOS.sleep"
 ASYNCIO_WAIT = "DBOS.asyncio_wait"
-PORTABLE_JSON = "portable_json"  # wake-up times are written so whatever the application's serializer is
-LONGEST_PAUSE_S = 60.0  # a timer stands still while a computer is suspended, the time to wake up at does not
+LONGEST_WAIT_S = 1e11  # three thousand years
 
 # Where a future stood when it was first waited for. Sets, such as a wait returns, have another order in each process;
 # by these places they have the same in every execution.
@@ -42,8 +44,9 @@ def sleep(engine: Engine, seconds: float) -> Flow[None]:
         seconds: How long, in seconds. Zero or less returns at once and records nothing.
 
     Raises:
-        DBOSException: not called from within a workflow.
+        DBOSException: not called from within a workflow, or it is no number of seconds.
     """
+    seconds = checked_seconds("seconds", seconds)
     if seconds <= 0:
         return
     context = current_context()
@@ -59,34 +62,45 @@ def sleep(engine: Engine, seconds: float) -> Flow[None]:
     signal = Signal()
     with run.interruptible(signal):
         while (remaining_s := wake_at_s - engine.db.now_ms() / 1000) > 0 and not run.is_interrupted:
-            yield Pause(signal, min(remaining_s, LONGEST_PAUSE_S))
+            yield Pause(signal, min(remaining_s, engine.clock.longest_pause_s))
     run.check_interrupted()
+
+
+def checked_seconds(name: str, seconds: object) -> float:
+    """A length of time that a wait can have; one that is too long for a clock is as long as it can be.
+
+    Raises:
+        DBOSException: it is none.
+    """
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool) or math.isnan(seconds):
+        raise DBOSException(f"Invalid {name} {seconds!r}: it is a number of seconds.")
+    return min(seconds, LONGEST_WAIT_S)
+
+
+def deadline_step(engine: Engine, run: Run, function_id: int, seconds: float) -> tuple[float, RecordStep]:
+    """When a wait that begins now ends, in seconds since the epoch, and the record of it."""
+    now_ms = engine.db.now_ms()
+    deadline_s = now_ms / 1000 + seconds
+    text = json.dumps(deadline_s)  # portable, whatever the application's serializer is
+    return deadline_s, RecordStep(
+        run.workflow_id, function_id, SLEEP, text, None, None, now_ms, now_ms, PORTABLE_JSON, run.run_token
+    )
+
+
+def deadline_of(recorded: StepRow) -> float:
+    """When a wait ends that was recorded."""
+    return float(json.loads(recorded.output or "0"))
 
 
 def sleep_until_recorded(engine: Engine, run: Run, function_id: int, seconds: float) -> Flow[float]:
     """Record when a wait ends, in seconds since the epoch; on replay, the time that was recorded first."""
     recorded = run.recorded(function_id, SLEEP)
     if recorded is None:
-        now_ms = engine.db.now_ms()
-        wake_at_s = now_ms / 1000 + seconds
-        recorded = yield from commit_step(
-            run,
-            RecordStep(
-                run.workflow_id,
-                function_id,
-                SLEEP,
-                json.dumps(wake_at_s),
-                None,
-                None,
-                now_ms,
-                now_ms,
-                PORTABLE_JSON,
-                run.run_token,
-            ),
-        )
+        wake_at_s, step = deadline_step(engine, run, function_id, seconds)
+        recorded = yield from commit_step(run, step)
         if recorded is None:
             return wake_at_s
-    return float(json.loads(recorded.output or "0"))
+    return deadline_of(recorded)
 
 
 async def asyncio_wait(
@@ -124,7 +138,7 @@ async def asyncio_wait(
         _places.setdefault(future, (function_id, index))
     if recorded is None:
         started_ms = engine.clock.now_ms()
-        done = await _wait(run, futures, timeout, return_when)
+        done = await _wait(engine, run, futures, timeout, return_when)
         indices = [index for index, future in enumerate(futures) if future in done]
         output, serialization = engine.serialization.dump_value(indices)
         step = RecordStep(
@@ -142,8 +156,15 @@ async def asyncio_wait(
         recorded = await drive_async(engine, commit_step(run, step))
     if recorded is not None:
         indices = engine.serialization.load_value(recorded.output, recorded.serialization)
+        if indices and indices[-1] >= len(futures):
+            raise DBOSUnexpectedStepError(
+                run.workflow_id,
+                function_id,
+                f"{ASYNCIO_WAIT} for {len(futures)} awaitables",
+                f"{ASYNCIO_WAIT} for {indices[-1] + 1} or more",
+            )
         if indices:
-            await _wait(run, [futures[index] for index in indices], None, asyncio.ALL_COMPLETED)
+            await _wait(engine, run, [futures[index] for index in indices], None, asyncio.ALL_COMPLETED)
     chosen = {futures[index] for index in indices}
     return chosen, set(futures) - chosen
 
@@ -165,27 +186,19 @@ def _futures(awaitables: Iterable[Awaitable[Any]]) -> list[asyncio.Future[Any]]:
 
 
 async def _wait(
-    run: Run, futures: Sequence[asyncio.Future[Any]], timeout_s: float | None, return_when: str
+    engine: Engine, run: Run, futures: Sequence[asyncio.Future[Any]], timeout_s: float | None, return_when: str
 ) -> set[asyncio.Future[Any]]:
-    """``asyncio.wait`` that ends when the run is interrupted."""
-    loop = asyncio.get_running_loop()
-    waiting = asyncio.ensure_future(asyncio.wait(futures, timeout=timeout_s, return_when=return_when))
-
-    def stop() -> None:
-        try:
-            loop.call_soon_threadsafe(waiting.cancel)
-        except RuntimeError:
-            return  # the loop was closed: nobody waits on it any more
-
+    """``asyncio.wait`` by the engine's clock, that ends when the run is interrupted."""
+    waiting = asyncio.ensure_future(asyncio.wait(futures, return_when=return_when))
     signal = Signal()
-    signal.call(stop)
-    with run.interruptible(signal):
-        try:
-            done, _ = await waiting
-        except asyncio.CancelledError:
-            run.check_interrupted()
-            raise
-        finally:
-            signal.forget(stop)
-            waiting.cancel()  # it has ended, unless this task itself was cancelled
-    return done
+    waiting.add_done_callback(lambda _: signal.set())
+    try:
+        with run.interruptible(signal):
+            await engine.clock.wait_async(signal, timeout_s)
+        run.check_interrupted()
+        if waiting.done():
+            done, _ = waiting.result()
+            return done
+        return {future for future in futures if future.done()}
+    finally:
+        waiting.cancel()  # it has ended, unless the time is over or this task itself was cancelled

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeVar
 
 from dbos._context import current_context
 from dbos._engine.engine import Engine
 from dbos._engine.flow import Flow, Raised, conclude
 from dbos._engine.records import commit_step, replayed
+from dbos._error import DBOSException
 from dbos._sysdb.operations import RecordStep
 
-__all__ = ["recorded", "refuse_in_transaction"]
+__all__ = ["recorded", "recorded_by_id", "refuse_in_transaction", "refuse_in_workflow"]
 
 T = TypeVar("T")
 
@@ -26,6 +28,19 @@ def refuse_in_transaction(name: str) -> None:
         raise Exception(f"Invalid call to `{name}` inside a transaction")
 
 
+def refuse_in_workflow(name: str) -> None:
+    """Refuse an operation in a workflow's body, which could not replay it, and within a transaction.
+
+    Raises:
+        DBOSException: the caller is a workflow.
+        Exception: the caller is within a transaction.
+    """
+    context = current_context()
+    if context is not None and context.is_in_workflow_body:
+        raise DBOSException(f"{name} cannot be called from within a workflow")
+    refuse_in_transaction(name)
+
+
 def recorded(engine: Engine, name: str, operation: Flow[T]) -> Flow[T]:
     """Run an operation; within a workflow's body, record its result under ``name`` and replay it from then on.
 
@@ -34,23 +49,33 @@ def recorded(engine: Engine, name: str, operation: Flow[T]) -> Flow[T]:
     Raises:
         Exception: called within a transaction, where it could not be undone.
     """
+    try:
+        return (yield from recorded_by_id(engine, name, lambda function_id: operation))
+    finally:
+        operation.close()
+
+
+def recorded_by_id(engine: Engine, name: str, operation: Callable[[int | None], Flow[T]]) -> Flow[T]:
+    """Run an operation that makes use of its function id, which is None outside of a workflow's body.
+
+    It may be run again under the same id, if the process dies before it is recorded. See :func:`recorded`.
+    """
     refuse_in_transaction(name)
     context = current_context()
     if context is None or not context.is_in_workflow_body or context.run is None:
-        return (yield from operation)
+        return (yield from operation(None))
     run = context.run
     function_id = run.next_function_id()
     run.check_interrupted()
     row = run.recorded(function_id, name)
     if row is not None:
-        operation.close()
         result: T = conclude(replayed(engine, row))
         return result
     started_ms = engine.clock.now_ms()
-    result = yield from operation
+    result = yield from operation(function_id)
     if isinstance(result, Raised):
         return result
-    output, serialization = engine.serialization.dump_value(result)
+    output, serialization = engine.serialization.dump_value(result, what="result of step", name=name)
     step = RecordStep(
         run.workflow_id,
         function_id,

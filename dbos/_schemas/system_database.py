@@ -66,6 +66,12 @@ class SystemSchema:
         sa.Column("owner_instance", sa.Text),
         sa.Column("completed_at", sa.BigInteger),
         sa.Column("outcome_serialization", sa.Text),
+        sa.Column("was_unversioned", sa.Boolean),
+        sa.Column("schedule_name", sa.Text),
+        sa.Column("application_name", sa.Text),
+        sa.Column("attributes", sa.Text),
+        sa.Column("is_debounced", sa.Boolean),
+        sa.Column("debounce_deadline_epoch_ms", sa.BigInteger),
     )
 
     operation_outputs = SystemTable(
@@ -92,6 +98,7 @@ class SystemSchema:
         sa.Column("created_at_epoch_ms", sa.BigInteger, nullable=False),
         sa.Column("serialization", sa.Text),
         sa.Column("consumed", sa.Boolean, nullable=False),
+        sa.Column("idempotency_key", sa.Text),
     )
 
     workflow_events = SystemTable(
@@ -122,6 +129,7 @@ class SystemSchema:
         sa.Column("offset", sa.Integer, primary_key=True),
         sa.Column("function_id", sa.Integer, nullable=False),
         sa.Column("serialization", sa.Text),
+        sa.Column("write_token", sa.Text),
     )
 
     workflow_schedules = SystemTable(
@@ -138,15 +146,52 @@ class SystemSchema:
         sa.Column("automatic_backfill", sa.Boolean, nullable=False),
         sa.Column("cron_timezone", sa.Text),
         sa.Column("queue_name", sa.Text),
+        sa.Column("application_name", sa.Text),
+        sa.Column("overlap", sa.Text, nullable=False),
+        sa.Column("catchup", sa.Text, nullable=False),
+        sa.Column("catchup_window_ms", sa.BigInteger),
+        sa.Column("jitter_ms", sa.BigInteger, nullable=False),
+        sa.Column("start_at_ms", sa.BigInteger),
+        sa.Column("end_at_ms", sa.BigInteger),
+        sa.Column("max_runs", sa.Integer),
+        sa.Column("pause_on_failure", sa.Integer),
+        sa.Column("note", sa.Text),
+        sa.Column("pause_reason", sa.Text),
+        sa.Column("runs", sa.Integer, nullable=False),
+        sa.Column("created_at", sa.BigInteger),
+        sa.Column("updated_at", sa.BigInteger),
+        sa.Column("resumed_at", sa.BigInteger),
+        sa.Column("next_tick_ms", sa.BigInteger),
+        sa.Column("next_fire_ms", sa.BigInteger),
+        sa.Column("planned_at", sa.BigInteger),
+        sa.Column("planned_from", sa.Text),
+        sa.Column("error", sa.Text),
+    )
+
+    schedule_history = SystemTable(
+        "schedule_history",
+        metadata_obj,
+        sa.Column("history_id", sa.BigInteger, primary_key=True),
+        sa.Column("schedule_id", sa.Text, nullable=False),
+        sa.Column("schedule_name", sa.Text, nullable=False),
+        sa.Column("kind", sa.Text, nullable=False),
+        sa.Column("scheduled_at", sa.BigInteger, nullable=False),
+        sa.Column("last_scheduled_at", sa.BigInteger, nullable=False),
+        sa.Column("ticks", sa.Integer, nullable=False),
+        sa.Column("decision", sa.Text, nullable=False),
+        sa.Column("reason", sa.Text),
+        sa.Column("workflow_id", sa.Text),
+        sa.Column("decided_at", sa.BigInteger, nullable=False),
     )
 
     application_versions = SystemTable(
         "application_versions",
         metadata_obj,
         sa.Column("version_id", sa.Text, primary_key=True),
-        sa.Column("version_name", sa.Text, nullable=False, unique=True),
+        sa.Column("version_name", sa.Text, nullable=False),
         sa.Column("version_timestamp", sa.BigInteger, nullable=False),
         sa.Column("created_at", sa.BigInteger, nullable=False),
+        sa.Column("application_name", sa.Text),
     )
 
     executor_instances = SystemTable(
@@ -165,4 +210,70 @@ class SystemSchema:
         sa.Column("lease_ms", sa.BigInteger, nullable=False),
         sa.Column("started_at", sa.BigInteger, nullable=False),
         sa.Column("heartbeat_at", sa.BigInteger, nullable=False),
+        sa.Column("draining_since", sa.BigInteger),
+        sa.Column("queues", sa.Text),
+        sa.Column("application_name", sa.Text),
+    )
+
+    queues = SystemTable(
+        "queues",
+        metadata_obj,
+        sa.Column("queue_id", sa.Text, primary_key=True),
+        sa.Column("name", sa.Text, nullable=False, unique=True),
+        sa.Column("concurrency", sa.Integer),
+        sa.Column("worker_concurrency", sa.Integer),
+        sa.Column("rate_limit_max", sa.Integer),
+        sa.Column("rate_limit_period_sec", sa.Double),
+        sa.Column("priority_enabled", sa.Boolean, nullable=False),
+        sa.Column("partition_queue", sa.Boolean, nullable=False),
+        sa.Column("polling_interval_sec", sa.Double, nullable=False),
+        sa.Column("created_at", sa.BigInteger, nullable=False),
+        sa.Column("updated_at", sa.BigInteger, nullable=False),
+        sa.Column("application_name", sa.Text),
+        sa.Column("partition_concurrency", sa.Integer),
+        sa.Column("partition_worker_concurrency", sa.Integer),
+        sa.Column("partition_rate_limit_max", sa.Integer),
+        sa.Column("partition_rate_limit_period_sec", sa.Double),
+        sa.Column("is_paused", sa.Boolean, nullable=False),
+    )
+
+    queue_starts = SystemTable(
+        "queue_starts",
+        metadata_obj,
+        sa.Column("queue_name", sa.Text, primary_key=True),
+        sa.Column("partition_key", sa.Text, primary_key=True),
+        sa.Column("started_at_epoch_ms", sa.BigInteger, primary_key=True),
+        sa.Column("run_token", sa.Text, primary_key=True),
+        sa.Column("started", sa.Integer, nullable=False),
+    )
+
+    drain_requests = SystemTable(
+        "drain_requests",
+        metadata_obj,
+        sa.Column("instance_id", sa.Text, primary_key=True),
+        sa.Column("draining_since", sa.BigInteger, nullable=False),
+    )
+
+    management_actions = SystemTable(
+        "management_actions",
+        metadata_obj,
+        sa.Column("action_id", sa.BigInteger, primary_key=True),
+        sa.Column("occurred_at", sa.BigInteger, nullable=False),
+        sa.Column("action", sa.Text, nullable=False),
+        sa.Column("workflow_id", sa.Text),
+        sa.Column("subject", sa.Text),
+        sa.Column("actor", sa.Text),
+        sa.Column("source", sa.Text, nullable=False),
+        sa.Column("details", sa.Text),
+        sa.Column("request_id", sa.Text, nullable=False),
+    )
+
+    maintenance_tasks = SystemTable(
+        "maintenance_tasks",
+        metadata_obj,
+        sa.Column("task", sa.Text, primary_key=True),
+        sa.Column("holder", sa.Text),
+        sa.Column("held_until", sa.BigInteger),
+        sa.Column("position", sa.Text),
+        sa.Column("last_run_at", sa.BigInteger),
     )

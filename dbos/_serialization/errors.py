@@ -16,13 +16,14 @@ from typing import Any
 from dbos import _error
 from dbos._error import DBOSDeserializationError, DBOSException
 
-from .exact_json import dump_json, encode, survives_json
+from .exact_json import dump_json, encode
 from .formats import JSON, PickleSerializer, Serializer, checked_text
 from .portable_json import DBOSPortableJSONSerializer
 from .wording import text_of
 
 __all__ = [
     "PortableWorkflowError",
+    "dump_cut_error",
     "dump_error_with",
     "dump_json_error",
     "dump_portable_error",
@@ -35,6 +36,7 @@ logger = logging.getLogger("dbos.serialization")
 
 MAX_CAUSES = 5  # links of a chain of causes kept as a note
 MAX_CAUSE_CHARS = 1000
+MAX_CUT_CHARS = 10_000  # of the message of an error that is too large to be recorded
 
 ErrorFields = dict[str, Any]
 
@@ -88,6 +90,15 @@ def dump_portable_error(error: BaseException) -> str:
         return _portable_json.serialize(fields)
     except Exception:  # a subclass of str or int with methods of its own, or fields of the wrong type
         return encode({"name": type(error).__name__, "message": "An error that could not be recorded", "code": None})
+
+
+def dump_cut_error(error: BaseException) -> str:
+    """Return the name of an exception and the beginning of its message as a portable error; this never raises."""
+    fields = json.loads(dump_portable_error(error))
+    name, message = str(fields["name"]), str(fields["message"])
+    left = len(message) - MAX_CUT_CHARS
+    cut = message if left <= 0 else f"{message[:MAX_CUT_CHARS]} … ({left:,} characters more were not recorded)"
+    return encode({"name": name[:MAX_CAUSE_CHARS], "message": cut, "code": None})
 
 
 def portable_error_from(fields: dict[str, Any]) -> PortableWorkflowError:
@@ -233,7 +244,7 @@ def _error_fields(error: BaseException, *, is_lossy: bool) -> ErrorFields | None
 
 def _inner_error_fields(error: BaseException, *, is_lossy: bool) -> ErrorFields | None:
     fields = _error_fields(error, is_lossy=is_lossy)
-    if is_lossy and (fields is None or not survives_json(fields)):
+    if is_lossy and (fields is None or dump_json(fields) is None):
         return _error_fields(portable_error_from(json.loads(dump_portable_error(error))), is_lossy=False)
     return fields
 

@@ -1,6 +1,7 @@
 """The format ``json``: written only where a value survives it exactly.
 
-A value is walked before it is written; what would come back changed, :func:`dump_json` declines, and pickle takes it.
+A value is walked before it is written. What JSON has no words for is tagged (see :mod:`.tagged_json`); what would come
+back changed even so, :func:`dump_json` declines, and pickle takes it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 from dbos._error import DBOSDeserializationError
 
 from .formats import JSON
+from .tagged_json import MAX_JSON_DEPTH, MAX_PLAIN_INT, MIN_PLAIN_INT, TAG_PREFIX, Inexact, tagged, untag
 from .wording import reason
 
 __all__ = [
@@ -24,11 +26,8 @@ __all__ = [
     "survives_json",
 ]
 
-MAX_JSON_DEPTH = (
-    100  # the decoder recurses, perhaps far down a user's stack; deeper values go to pickle, which does not
-)
-MAX_PLAIN_INT = 10**600  # below the 640 digits that every setting of sys.set_int_max_str_digits can convert
-MIN_PLAIN_INT = -MAX_PLAIN_INT
+_LOOKS_TAGGED = f'{{"{TAG_PREFIX}'  # what a tag begins with, and a dict of the user's that looks like one
+_MAYBE_TAGGED = f'"{TAG_PREFIX}'  # no text without it holds a tag
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, check_circular=False, allow_nan=False, separators=(",", ":"))
 _ASCII_ENCODER = json.JSONEncoder(ensure_ascii=True, check_circular=False, allow_nan=False, separators=(",", ":"))
@@ -39,10 +38,11 @@ def _refuse_constant(constant: str) -> Any:
 
 
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+_TAG_DECODER = json.JSONDecoder(object_hook=untag, parse_constant=_refuse_constant)
 
 
 def survives_json(value: Any) -> bool:
-    """Whether ``value`` comes back from JSON equal in every value, type and identity of containers."""
+    """Whether ``value`` comes back from mere JSON, without tags, equal in every value, type and identity."""
     return _survives(value, set(), MAX_JSON_DEPTH)
 
 
@@ -78,7 +78,22 @@ def dump_json(value: Any) -> str | None:
     if text is not None:
         return text
     if type(value) is not str and not _survives(value, set(), MAX_JSON_DEPTH):
+        return _dump_tagged(value)
+    text = _dump_exact(value)
+    if text is not None and _LOOKS_TAGGED in text:
+        return _dump_tagged(value)
+    return text
+
+
+def _dump_tagged(value: Any) -> str | None:
+    try:
+        return _dump_exact(tagged(value))
+    except (Inexact, RecursionError):
         return None
+
+
+def _dump_exact(value: Any) -> str | None:
+    """Return a value that JSON knows as text, or ``None`` if its strings would not survive it."""
     text = _ENCODER.encode(value)
     if text.isascii():
         return text
@@ -139,14 +154,15 @@ def load_json(text: str) -> Any:
     Raises:
         DBOSDeserializationError: The text is not JSON.
     """
+    decoder = _TAG_DECODER if _MAYBE_TAGGED in text else _DECODER
     try:
-        value, end = _DECODER.raw_decode(text)
+        value, end = decoder.raw_decode(text)
         if end == len(text):
             return value
     except (ValueError, RecursionError):
         pass
     try:
         # Slower, and only for text we did not write: it allows white space, and names what is wrong.
-        return _DECODER.decode(text)
+        return decoder.decode(text)
     except (ValueError, RecursionError) as error:
         raise DBOSDeserializationError(JSON, reason(error)) from error

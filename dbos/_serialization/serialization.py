@@ -8,9 +8,21 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from dbos._error import DBOSDeserializationError, DBOSInitializationError, DBOSSerializationNotAllowedError
+from dbos._error import (
+    DBOSDeserializationError,
+    DBOSInitializationError,
+    DBOSPayloadTooLargeError,
+    DBOSSerializationNotAllowedError,
+)
 
-from .errors import dump_error_with, dump_json_error, dump_portable_error, error_from, portable_error_from
+from .errors import (
+    dump_cut_error,
+    dump_error_with,
+    dump_json_error,
+    dump_portable_error,
+    error_from,
+    portable_error_from,
+)
 from .exact_json import dump_args, dump_json, encode, load_json, survives_json
 from .formats import (
     JSON,
@@ -22,6 +34,7 @@ from .formats import (
     checked_text,
     decoder_of,
 )
+from .limits import SizeLimits
 from .portable_json import DBOSPortableJSONSerializer, portable_inputs
 from .wording import type_name
 
@@ -47,12 +60,19 @@ class Serialization:
     Every ``dump_…`` returns the text and the name of its format, which are stored side by side; every ``load_…`` takes
     them. With ``allowed``, writing or reading any other format raises :class:`DBOSSerializationNotAllowedError`.
     ``portable_json`` is always allowed: it is mere data, and the library's own bookkeeping uses it.
+
+    ``what`` and ``name`` say what a value is, for the error if it is larger than ``limits`` allow.
     """
 
-    __slots__ = ("_decoders", "_writes_json", "allowed", "serializer")
+    __slots__ = ("_decoders", "_free_characters", "_writes_json", "allowed", "limits", "serializer")
 
-    def __init__(self, serializer: Serializer | None = None, allowed: Sequence[str] | None = None) -> None:
-        """Take the configuration keys ``serializer`` and ``allowed_serializers``.
+    def __init__(
+        self,
+        serializer: Serializer | None = None,
+        allowed: Sequence[str] | None = None,
+        limits: SizeLimits | None = None,
+    ) -> None:
+        """Take the configuration keys ``serializer``, ``allowed_serializers``, and the limits of sizes.
 
         Raises:
             DBOSInitializationError: The serializer takes a reserved name, or ``allowed`` is empty, names an unknown
@@ -84,24 +104,37 @@ class Serialization:
         self.allowed = None if allowed is None else frozenset(allowed) | {PORTABLE_JSON}
         self._decoders = decoders
         self._writes_json = serializer is None and JSON in decoders
+        self.limits = limits or SizeLimits()
+        self._free_characters = self.limits.free_characters  # looked at for every value
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(serializer={self.serializer!r}, allowed={self.allowed!r})"
 
     # -- values -------------------------------------------------------------------------------------------------------
 
-    def dump_value(self, value: Any, format: WorkflowSerializationFormat | None = _DEFAULT) -> tuple[str, str]:
+    def dump_value(
+        self,
+        value: Any,
+        format: WorkflowSerializationFormat | None = _DEFAULT,
+        *,
+        what: str = "value",
+        name: str | None = None,
+    ) -> tuple[str, str]:
         """Return the text of a result, event, message or stream value, and the name of its format.
 
         Raises:
             TypeError: The value cannot be stored in this format.
             DBOSSerializationNotAllowedError: The format it needs is not allowed.
+            DBOSPayloadTooLargeError: Its text is larger than the configuration allows.
         """
-        if self._writes_json and format is _DEFAULT:
-            text = dump_json(value)
-            if text is not None:
-                return text, JSON
-        return self._dump(value, _resolved(format))
+        text = dump_json(value) if self._writes_json and format is _DEFAULT else None
+        if text is None:
+            text, format_name = self._dump(value, _resolved(format))
+        else:
+            format_name = JSON
+        if len(text) > self._free_characters:
+            self.limits.check(text, what, name)
+        return text, format_name
 
     def load_value(self, text: str | None, name: str | None) -> Any:
         """Return the value that was stored as ``text`` in the format ``name``; ``None`` for an SQL NULL.
@@ -121,15 +154,28 @@ class Serialization:
     # -- arguments ----------------------------------------------------------------------------------------------------
 
     def dump_inputs(
-        self, args: Sequence[Any], kwargs: Mapping[str, Any], format: WorkflowSerializationFormat | None = _DEFAULT
+        self,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        format: WorkflowSerializationFormat | None = _DEFAULT,
+        *,
+        name: str | None = None,
     ) -> tuple[str, str]:
-        """Return the text of a workflow's arguments, and the name of its format.
+        """Return the text of the arguments of the workflow ``name``, and the name of its format.
 
         Raises:
             TypeError: An argument cannot be stored in this format.
             DBOSSerializationNotAllowedError: The format they need is not allowed.
+            DBOSPayloadTooLargeError: Their text is larger than the configuration allows.
         """
-        format = _resolved(format)
+        text, format_name = self._dump_inputs(args, kwargs, _resolved(format))
+        if len(text) > self._free_characters:
+            self.limits.check(text, "input of workflow", name)
+        return text, format_name
+
+    def _dump_inputs(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], format: WorkflowSerializationFormat
+    ) -> tuple[str, str]:
         if self._is_portable(format):
             return _portable_json.serialize(portable_inputs(args, kwargs)), PORTABLE_JSON
         if self._writes_json and format is _DEFAULT:
@@ -171,19 +217,34 @@ class Serialization:
     ) -> tuple[str, str]:
         """Return the text of an exception, and the name of its format; this never raises.
 
-        What does not come back as the same class with the same text is recorded as a portable error instead. The
-        texts of the causes (``raise … from …``) are kept as a note.
+        What does not come back as the same class with the same text is recorded as a portable error instead; what is
+        too large, as one with the beginning of its message. The texts of the causes (``raise … from …``) are kept as a
+        note.
         """
         format = _resolved(format)
         if not self._is_portable(format):
             for dump in self._error_dumpers(format):
                 try:
                     dumped = dump(error)
+                    if dumped is None:
+                        continue
+                    self._check_error(dumped[0], error)
                 except Exception:  # attributes, __str__ and __reduce__ of a user's class may raise anything
                     continue
-                if dumped is not None:
-                    return dumped
-        return dump_portable_error(error), PORTABLE_JSON
+                return dumped
+        text = dump_portable_error(error)
+        try:
+            self._check_error(text, error)
+        except DBOSPayloadTooLargeError as refused:
+            logger.error(
+                "Only the beginning of an error's message is recorded, and none of its data: %s", refused.message
+            )
+            text = dump_cut_error(error)
+        return text, PORTABLE_JSON
+
+    def _check_error(self, text: str, error: BaseException) -> None:
+        if len(text) > self._free_characters:
+            self.limits.check(text, "error", type_name(error))
 
     def load_error(self, text: str, name: str | None) -> Exception:
         """Return the exception that was stored as ``text``; a portable one as :class:`PortableWorkflowError`.
@@ -227,6 +288,10 @@ class Serialization:
         if name == PICKLE and self.serializer is not None:
             return _NATIVE
         return _DEFAULT
+
+    def is_exact(self, format: WorkflowSerializationFormat | None) -> bool:
+        """Whether whatever is stored in a format is equal to what comes back."""
+        return self.serializer is None and (format is None or format is _DEFAULT or _resolved(format) is not _PORTABLE)
 
     def _dump(self, value: Any, format: WorkflowSerializationFormat) -> tuple[str, str]:
         if self._is_portable(format):

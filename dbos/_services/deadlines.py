@@ -11,10 +11,12 @@ from dbos._engine.execution import note_cancelled
 from dbos._engine.flow import drive
 from dbos._engine.run import Run
 from dbos._services.service import Service
+from dbos._sysdb.operations import call
 
 __all__ = ["Deadlines"]
 
 MIN_CLEANING = 1024  # so many entries are not worth looking through for runs that have ended
+LOCKED_PAUSE_MS = 1000  # between attempts at a row that somebody holds
 
 
 class Deadlines(Service):
@@ -23,7 +25,7 @@ class Deadlines(Service):
     name = "deadlines"
 
     def __init__(self, engine: Engine) -> None:
-        super().__init__()
+        super().__init__(engine.clock)
         self._engine = engine
         self._heap: list[tuple[int, int, Run]] = []
         self._order = itertools.count()
@@ -33,13 +35,16 @@ class Deadlines(Service):
     def watch(self, run: Run) -> None:
         """Cancel ``run`` when its deadline passes, unless it has ended by then."""
         assert run.deadline_ms is not None
+        if self._push(run, run.deadline_ms):
+            self.wake()
+
+    def _push(self, run: Run, at_ms: int) -> bool:
+        """Have a run looked at when it is time; returns whether none is to be looked at before it."""
         with self._lock:
             if len(self._heap) >= self._clean_at:
                 self._clean()
-            heapq.heappush(self._heap, (run.deadline_ms, next(self._order), run))
-            is_first = self._heap[0][2] is run
-        if is_first:
-            self.wake()
+            heapq.heappush(self._heap, (at_ms, next(self._order), run))
+            return self._heap[0][2] is run
 
     def _clean(self) -> None:
         # Runs end long before their deadlines, as a rule, and would be held until then.
@@ -61,15 +66,21 @@ class Deadlines(Service):
                 run = heapq.heappop(self._heap)[2]
                 if not run.finished.is_set:
                     overdue.append(run)
-            next_ms = self._heap[0][0] if self._heap else None
-        if overdue:
-            db = self._engine.db
-            ids = [run.workflow_id for run in overdue]
-            try:
-                cancelled = db.change(db.workflows.cancel_overdue, ids, now_ms)
-                drive(self._engine, note_cancelled(self._engine, cancelled))
-            except Exception:
-                for run in overdue:
-                    self.watch(run)  # it stays overdue: the next round tries again
-                raise
-        return next_ms
+        try:
+            self._cancel(overdue, now_ms)
+        except Exception:
+            for run in overdue:
+                self.watch(run)  # it stays overdue: the next round tries again
+            raise
+        with self._lock:
+            return self._heap[0][0] if self._heap else None
+
+    def _cancel(self, overdue: list[Run], now_ms: int) -> None:
+        if not overdue:
+            return
+        db, ids = self._engine.db, [run.workflow_id for run in overdue]
+        places, cancelled = db.commit(call(db.workflows.places, ids), call(db.workflows.cancel_overdue, ids, now_ms))
+        drive(self._engine, note_cancelled(self._engine, cancelled, places))
+        for run in overdue:
+            if run.workflow_id not in cancelled and not run.finished.is_set and not run.is_interrupted:
+                self._push(run, now_ms + LOCKED_PAUSE_MS)  # somebody has locked its row, or its outcome is on its way

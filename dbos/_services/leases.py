@@ -6,15 +6,19 @@ What others have left behind is the business of :mod:`dbos._services.recovery`.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 
+from dbos._clock import Look
 from dbos._engine.engine import Engine
 from dbos._engine.run import Run
 from dbos._error import DatabaseGoneError
 from dbos._ids import new_instance_id
 from dbos._services.process import own_identity
 from dbos._services.service import Service
+from dbos._sysdb.operations import Call
 from dbos._sysdb.rows import ExecutorRow
+from dbos._sysdb.stores.executors import queues_as_text
 from dbos._sysdb.wakeups import Signal
 
 __all__ = ["Leases"]
@@ -23,6 +27,8 @@ logger = logging.getLogger("dbos.leases")
 
 RENEWALS_PER_LEASE = 3
 GUARD_SHARE = 2 / 3  # after so much of a lease without renewal, no new step begins
+GAP_SHARE = 1 / 2  # and after so much, others may have been cut off for longer than we were: see Leases.judges_from
+REUNION_S = 3.0  # how long others take, after an outage, until they have tried again to connect
 
 
 class Leases(Service):
@@ -31,12 +37,16 @@ class Leases(Service):
     name = "leases"
 
     def __init__(self, engine: Engine) -> None:
-        super().__init__()
+        super().__init__(engine.clock)
         self._engine = engine
         self._lease_s = engine.settings.lease_s
         self._beats = 0
         self._unaccounted: dict[str, str] = {}
         self._alive_since = float("inf")
+        self._guard = float("inf")  # monotonic time from which we cannot show that we are alive
+        self._renewed_at = float("inf")
+        self._last_instance: str | None = None  # the one that we are known to have been registered as
+        self.judges_from = float("-inf")  # monotonic time before which nobody is declared dead for being silent
 
     def work_once(self) -> float | None:
         """Renew, then look after our own runs."""
@@ -46,14 +56,14 @@ class Leases(Service):
             self._engine.fail(error)
             return None
         self.reconcile_once()
-        return self._lease_s / RENEWALS_PER_LEASE
+        return Look(self._lease_s / RENEWALS_PER_LEASE)
 
     # -- our own lease -----------------------------------------------------------------------------------------------
 
     @property
     def alive_since(self) -> float | None:
         """Since when, in monotonic time, our heartbeats have got through without a gap; None if they do not."""
-        return self._alive_since if self._engine.clock.monotonic() < self._engine.lease_guard else None
+        return self._alive_since if self._engine.clock.monotonic() < self._guard else None
 
     def register(self) -> None:
         """Announce this instance; its writes are fenced by its row, and refused until it has one."""
@@ -65,6 +75,7 @@ class Leases(Service):
             executor_id=engine.executor_id,
             application_version=engine.application_version,
             application_id=engine.application_id,
+            application_name=engine.application_name,
             hostname=process.hostname,
             boot_id=process.boot_id,
             pid_namespace=process.pid_namespace,
@@ -74,20 +85,27 @@ class Leases(Service):
             lease_ms=int(self._lease_s * 1000),
             started_at=now_ms,
             heartbeat_at=now_ms,
+            # Whoever asked this process to drain meant the process, not one row of it.
+            draining_since=now_ms if engine.is_draining else None,
+            queues=queues_as_text(engine.served_queues),
         )
         began = engine.clock.monotonic()
         engine.db.fence(engine.instance_id)
-        engine.db.change(engine.db.executors.register, row)
-        self._alive_since = engine.clock.monotonic()
+        engine.is_draining = engine.db.change(engine.db.executors.register, row, self._last_instance)
+        self._last_instance = engine.instance_id
+        self._alive_since = self._renewed_at = engine.clock.monotonic()
         self._extend(began)
 
     def renew_once(self) -> None:
         """Send a sign of life; an instance that was declared dead parks its runs and starts anew."""
         engine = self._engine
         began = engine.clock.monotonic()
-        if engine.db.change(engine.db.executors.heartbeat, engine.instance_id, engine.db.now_ms()):
-            if self.alive_since is None:  # there was a gap: an outage, or we were paused
-                self._alive_since = engine.clock.monotonic()
+        beat = Call(engine.db.executors.heartbeat, (engine.instance_id, engine.db.now_ms()), is_single=True)
+        if engine.db.commit(beat)[0]:
+            now = engine.clock.monotonic()
+            if now - self._renewed_at > self._lease_s * GAP_SHARE:  # there was a gap: an outage, or we were paused
+                self._alive_since, self.judges_from = now, now + REUNION_S
+            self._renewed_at, self._last_instance = now, engine.instance_id
             self._extend(began)
             self._beats += 1
             if self._beats % RENEWALS_PER_LEASE == 0:  # clocks drift slowly
@@ -96,19 +114,22 @@ class Leases(Service):
         # The new identity first: whatever starts from now on waits for its row, and is not among the lost.
         engine.instance_id = new_instance_id()
         runs = engine.runs.all()
-        logger.warning(
+        engine.alert(
+            "executor_declared_dead",
             "This executor was declared dead (it was paused, or cut off from the database for longer than its lease "
-            "of %s s). Its %s running workflows were taken over; it registers anew.",
-            self._lease_s,
-            len(runs),
+            f"of {self._lease_s} s). Its {len(runs)} running workflows were taken over; it registers anew.",
+            {"lease_s": self._lease_s, "workflows": len(runs)},
         )
         for run in runs:
             run.lose()
         self.register()
+        engine.dispatch(None)  # without a row it could claim nothing
 
     def _extend(self, began: float) -> None:
         # Counted from before the write, because the lease is counted from its commit.
-        self._engine.lease_guard = began + self._lease_s * GUARD_SHARE
+        self._guard = began + self._lease_s * GUARD_SHARE
+        # A jump of the clock is no time in which somebody could have taken over.
+        self._engine.lease_guard = math.inf if self._engine.clock.jumps else self._guard
         renewed, self._engine.lease_renewed = self._engine.lease_renewed, Signal()
         renewed.set()
 
@@ -154,7 +175,7 @@ class Leases(Service):
             logger.warning(
                 "%s workflows belong to this executor and do not run; they are enqueued again", len(released)
             )
-            engine.dispatch()
+            engine.given_back()
         return released
 
     def _unaccounted_of(self, owned: dict[str, str]) -> dict[str, str]:

@@ -9,15 +9,16 @@ from __future__ import annotations
 import logging
 import threading
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
 
+from dbos._clock import Clock, current_clock
 from dbos._error import DBOSBaseException
 from dbos._sysdb.retry import Backoff
+from dbos._sysdb.wakeups import Signal
 
 __all__ = ["Service"]
 
 logger = logging.getLogger("dbos.services")
-
-MAX_WAIT_S = 3600.0  # a deadline may be further away than a thread can be told to wait
 
 
 class Service(ABC):
@@ -25,44 +26,55 @@ class Service(ABC):
 
     name: str
 
-    def __init__(self) -> None:
-        self._woken = threading.Event()
+    def __init__(self, clock: Clock | None = None) -> None:
+        self._clock = clock or current_clock()
+        self._woken = Signal()  # another for each round
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
     @abstractmethod
     def work_once(self) -> float | None:
-        """Do one round; returns in how many seconds the next one is due, None for only when woken."""
+        """Do one round; returns in how many seconds the next one is due, None for only when woken.
+
+        What is no more than a safety net is a :class:`~dbos._clock.Look`.
+        """
 
     def start(self) -> None:
         """Start the loop; also after :meth:`stop`."""
         self._stopping.clear()
-        self._thread = threading.Thread(target=self._loop, name=f"dbos-{self.name}", daemon=True)
+        acting = self._clock.acting(apart=True)  # from now on, and not only when the thread has begun
+        self._thread = threading.Thread(target=self._loop, args=(acting,), name=f"dbos-{self.name}", daemon=True)
         self._thread.start()
 
     def wake(self) -> None:
         """Have the next round begin now."""
         self._woken.set()
 
-    def stop(self) -> None:
-        """End the loop, and return when it has ended."""
+    def stop(self, patience_s: float | None = None) -> None:
+        """End the loop, and return when it has ended, or after ``patience_s`` seconds.
+
+        A round that waits for the database ends when that is back, or closed.
+        """
         self._stopping.set()
         self._woken.set()
         if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+            self._thread.join(patience_s)
 
-    def _loop(self) -> None:
+    def _loop(self, acting: AbstractContextManager[object]) -> None:
         backoff = Backoff(initial_s=0.1, maximum_s=5.0)
-        while not self._stopping.is_set():
-            # Cleared before the round: what happens during it brings on another.
-            self._woken.clear()
-            try:
-                delay_s = self.work_once()
-                backoff.reset()
-            except (Exception, DBOSBaseException):  # protects the service's loop
+        with acting:
+            while True:
+                # Before the round: what happens during it brings on another. And before the look at whether it is the
+                # last: what ends it wakes the signal that it finds.
+                self._woken = woken = Signal()
                 if self._stopping.is_set():
                     return
-                logger.exception("the %s failed a round and will repeat it", self.name)
-                delay_s = backoff.next_delay_s()
-            if not self._stopping.is_set():
-                self._woken.wait(MAX_WAIT_S if delay_s is None else min(delay_s, MAX_WAIT_S))
+                try:
+                    delay_s = self.work_once()
+                    backoff.reset()
+                except (Exception, DBOSBaseException):  # protects the service's loop
+                    if self._stopping.is_set():
+                        return
+                    logger.exception("the %s failed a round and will repeat it", self.name)
+                    delay_s = backoff.next_delay_s()
+                self._clock.rest(woken, delay_s)

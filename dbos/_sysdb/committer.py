@@ -50,6 +50,12 @@ LONG_HOLD_S = 5.0  # a user's transaction that keeps everybody else waiting this
 CLOSE_PATIENCE_S = 10.0  # how long close() waits for a database, or a user's transaction, that does not come back
 CLOSING_ATTEMPTS = 3  # how often a batch is tried again, while closing, that meets somebody else's transaction
 PAUSE_PIECE_S = 0.05  # how late a leader that waits for the database notices that the committer is closed
+RECONNECT_S = 1.0  # a small part of a lease: who comes back later than others after an outage looks dead to them
+CLOSED = "The system database connection was closed before this was committed."
+LOST = (
+    "The connection to the system database was lost. Whether this was committed is not known: do it again, under an ID "
+    "or key of its own."
+)
 BLOCKED_PAUSE_S = 0.02  # between attempts at a locked row, in case the database refuses without waiting
 
 
@@ -94,13 +100,23 @@ class Committer:
 
     ``overflow`` is a committer over a second connection, for units that are large or would wait for somebody's lock.
     There, a unit that is still blocked goes to the end of the queue, so that it does not hold up the others.
+    Unless ``reconnects``, units are failed when the connection is lost, instead of waiting until it is back.
     """
 
-    def __init__(self, name: str, writer: Writer, clock: Clock, *, overflow: Committer | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        writer: Writer,
+        clock: Clock,
+        *,
+        overflow: Committer | None = None,
+        reconnects: bool = True,
+    ) -> None:
         self._name = name
         self._writer = writer
         self._clock = clock
         self._overflow = overflow
+        self._reconnects = reconnects
         self._mutex = threading.Lock()
         self._writer_turn = threading.Condition(self._mutex)
         self._queue: deque[Unit] = deque()
@@ -371,6 +387,10 @@ class Committer:
                 results = self._writer.write([operation for unit in units for operation in unit.operations])
             except (Exception, DBOSBaseException) as error:
                 failure = self._writer.classify(error)
+                if failure is Failure.CONNECTION_LOST and not self._reconnects:
+                    self._is_suspect = True
+                    _fail(units, error, LOST)
+                    return
                 if failure is Failure.CONNECTION_LOST or failure is Failure.CONTENTION:
                     if self._is_closing:
                         attempts_left -= 1
@@ -427,12 +447,12 @@ class Committer:
 
     def _reset(self) -> None:
         """Make the connection usable again, waiting as long as it takes or until the committer is closed."""
-        backoff = Backoff(initial_s=0.05, maximum_s=5.0)
+        backoff = Backoff(initial_s=0.05, maximum_s=RECONNECT_S)
         while True:
             try:
                 self._writer.reset()
             except Exception as error:
-                if self._is_closing:
+                if self._is_closing or not self._reconnects:
                     return
                 _log(logging.WARNING, "database unreachable, trying again: %s", _brief(error))
                 self._pause(backoff.next_delay_s())
@@ -504,14 +524,14 @@ def _check_size(unit: Unit) -> None:
         )
 
 
-def _fail(units: Sequence[Unit], cause: BaseException | None = None) -> None:
+def _fail(units: Sequence[Unit], cause: BaseException | None = None, message: str = CLOSED) -> None:
     for unit in units:
-        unit.settle(error=_unavailable(cause))
+        unit.settle(error=_unavailable(cause, message))
 
 
-def _unavailable(cause: BaseException | None = None) -> DBOSDatabaseUnavailableError:
+def _unavailable(cause: BaseException | None = None, message: str = CLOSED) -> DBOSDatabaseUnavailableError:
     """A new error for each unit: threads that raise the same one would share its traceback."""
-    error = DBOSDatabaseUnavailableError("The system database connection was closed before this was committed.")
+    error = DBOSDatabaseUnavailableError(message)
     error.__cause__ = cause
     return error
 

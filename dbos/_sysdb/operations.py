@@ -52,6 +52,11 @@ class RecordStep(NamedTuple):
         """Characters of payload, which bound a batch."""
         return len(self.output or "") + len(self.error or "")
 
+    @property
+    def row(self) -> StepRow:
+        """The row that it writes."""
+        return StepRow(*self[:-1])
+
 
 class StartWorkflow(NamedTuple):
     """Create a workflow's row, unless its id is taken; answered with :class:`Started`.
@@ -86,6 +91,8 @@ class StartWorkflow(NamedTuple):
     delay_until_epoch_ms: int | None
     run_token: str
     owner_instance: str | None
+    application_name: str | None
+    attributes: str | None
     parent_step: RecordStep | None
 
     @property
@@ -114,16 +121,22 @@ class RecordOutcome(NamedTuple):
 class Call(NamedTuple):
     """Run a store's verb within the batch's transaction; answered with what the verb returns.
 
-    For everything that is not hot: the verb is written once, in portable SQL, and must be repeatable.
+    For everything that is not hot: the verb is written once, in portable SQL, and must be repeatable. One that is
+    ``apart`` touches what no run owns, and takes its time: it is committed where it keeps no run waiting. One that
+    is ``single`` executes one statement, which is a transaction by itself if nothing else is in the batch.
     """
 
     verb: Callable[..., Any]
     arguments: tuple[Any, ...]
+    is_apart: bool = False
+    is_single: bool = False
 
     @property
     def size(self) -> int:
-        """Characters of payload, which bound a batch: the texts among the arguments."""
-        return sum(len(argument) for argument in self.arguments if type(argument) is str)
+        """Characters of payload, which bound a batch: the texts among the arguments, and what tells its size."""
+        return sum(
+            len(argument) if type(argument) is str else getattr(argument, "size", 0) for argument in self.arguments
+        )
 
 
 START_COLUMNS = StartWorkflow._fields[:-1]  # the fields that are columns of the row

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 from dbos._error import DBOSDatabaseUnavailableError
@@ -14,22 +15,39 @@ from dbos._sysdb.dialects.base import Dialect, Reader
 from dbos._sysdb.retry import Backoff
 from dbos._threads import Workers
 
-__all__ = ["Readers"]
+__all__ = ["MAX_CONNECTIONS", "MAX_OBSERVERS", "Readers", "within"]
 
 R = TypeVar("R")
 
 logger = logging.getLogger("dbos.readers")
 
 MAX_CONNECTIONS = 8  # reads are short; more would only queue up in the database instead of here
+MAX_OBSERVERS = 4  # and these are not: see ``within``
+
+
+def within(reader: Reader, timeout_s: float, verb: Callable[..., R], *arguments: Any) -> R:
+    """A store's verb whose statements may take so long each, and as long as they like if that is 0.
+
+    Such reads have connections of their own: what workflows wait for is not kept waiting by who looks at them.
+
+    Raises:
+        DBOSQueryTimeoutError: one of them took longer.
+    """
+    with reader.limited(timeout_s) if timeout_s > 0 else nullcontext():
+        return verb(reader, *arguments)
 
 
 class Readers:
-    """A pool of read connections; a read that fails for want of a connection is repeated until the pool is closed."""
+    """A pool of read connections.
 
-    def __init__(self, dialect: Dialect) -> None:
+    A read that fails for want of a connection is repeated until the pool is closed; unless it ``reconnects``, it fails.
+    """
+
+    def __init__(self, dialect: Dialect, *, reconnects: bool = True, limit: int = MAX_CONNECTIONS) -> None:
         self._dialect = dialect
+        self._reconnects = reconnects
         self._idle: list[Reader] = []
-        self._slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        self._slots = threading.BoundedSemaphore(min(limit, MAX_CONNECTIONS))
         self._closing = threading.Event()
         self._lock = threading.Lock()
         self._workers = Workers(MAX_CONNECTIONS, "dbos-reader")
@@ -38,7 +56,7 @@ class Readers:
         """Run a store's verb on a read connection, blocking.
 
         Raises:
-            DBOSDatabaseUnavailableError: the pool was closed.
+            DBOSDatabaseUnavailableError: the pool was closed, or the connection was lost for good.
         """
         backoff = Backoff(initial_s=0.05, maximum_s=5.0)
         while True:
@@ -53,6 +71,8 @@ class Readers:
                     raise
                 if failure is Failure.CONNECTION_LOST:
                     self._close_idle()  # they were lost with it, and each would cost an attempt
+                    if not self._reconnects:
+                        raise DBOSDatabaseUnavailableError("The connection to the system database was lost.") from error
                 logger.warning("read will be repeated: %s", type(error).__name__)
             self._closing.wait(backoff.next_delay_s())
 
@@ -76,6 +96,14 @@ class Readers:
     def read_async(self, verb: Callable[..., R], *arguments: Any) -> asyncio.Future[R]:
         """Run a store's verb on a read connection in a thread; returns a future of the running loop."""
         return self._workers.call(lambda: self.read(verb, *arguments))
+
+    def submit(self, func: Callable[[], None]) -> None:
+        """Run a function that reads, and must not raise, in one of the pool's threads.
+
+        Raises:
+            RuntimeError: the system refuses another thread; ``func`` is not run.
+        """
+        self._workers.submit(func)
 
     def close(self) -> None:
         """Close idle connections; a read that is running closes its own."""

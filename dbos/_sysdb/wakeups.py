@@ -8,13 +8,56 @@ same (a lost notification) is found by a service that checks all waiters togethe
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 
-__all__ = ["QUEUE", "WORKFLOW", "Signal", "Wakeups"]
+__all__ = [
+    "DATA",
+    "EVENTS",
+    "MESSAGES",
+    "OUTCOMES",
+    "QUEUE",
+    "SCHEDULE",
+    "STREAMS",
+    "WORKFLOW",
+    "Key",
+    "Signal",
+    "Wakeups",
+    "event_key",
+    "message_key",
+    "stream_key",
+    "workflow_key",
+]
 
-WORKFLOW = "workflow"  # something about a workflow's outcome; one waits for a single id
-QUEUE = "queue"  # something can be claimed
+# Topics, of which other processes are told.
+WORKFLOW = "workflow"  # workflows have reached an outcome
+DATA = "data"  # a message, an event or a value of a stream was written
+SCHEDULE = "schedule"  # schedules were created, changed or deleted
+QUEUE = "queue"  # something can be claimed, or may be soon; followed by the queue's name, if it is one
+
+# What one waits for in this process: the kind of thing, and what identifies it.
+Key = tuple[str, ...]
+OUTCOMES, MESSAGES, EVENTS, STREAMS = "outcome", "message", "event", "stream"
+
+
+def workflow_key(workflow_id: str) -> Key:
+    """What a waiter for a workflow's outcome waits under."""
+    return (OUTCOMES, workflow_id)
+
+
+def message_key(destination_id: str, topic: str) -> Key:
+    """What a waiter for a message waits under."""
+    return (MESSAGES, destination_id, topic)
+
+
+def event_key(workflow_id: str, key: str) -> Key:
+    """What a waiter for the first value of an event waits under."""
+    return (EVENTS, workflow_id, key)
+
+
+def stream_key(workflow_id: str, key: str, offset: int) -> Key:
+    """What a waiter for the value at an offset of a stream waits under."""
+    return (STREAMS, workflow_id, key, str(offset))
 
 
 class Signal:
@@ -72,36 +115,54 @@ class Signal:
                 self._callbacks.remove(callback)
 
 
+class _Waiting:
+    """What :meth:`Wakeups.waiting` returns; a generator would be three objects more for each who waits."""
+
+    __slots__ = ("_key", "_signal", "_wakeups")
+
+    def __init__(self, wakeups: Wakeups, key: Key, signal: Signal) -> None:
+        self._wakeups, self._key, self._signal = wakeups, key, signal
+
+    def __enter__(self) -> None:
+        self._wakeups.add(self._key, self._signal)
+
+    def __exit__(self, *_: object) -> None:
+        self._wakeups.remove(self._key, self._signal)
+
+
 class Wakeups:
     """Who waits for what in this process."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._waiting: dict[str, set[Signal]] = {}
+        self._waiting: dict[Key, set[Signal]] = {}
 
-    @contextmanager
-    def waiting(self, key: str, signal: Signal) -> Iterator[None]:
+    def waiting(self, key: Key, signal: Signal) -> AbstractContextManager[object]:
         """Have ``signal`` set when ``key`` fires, for the duration of the block."""
+        return _Waiting(self, key, signal)
+
+    def add(self, key: Key, signal: Signal) -> None:
+        """Have ``signal`` set when ``key`` fires, until it is removed."""
         with self._lock:
             self._waiting.setdefault(key, set()).add(signal)
-        try:
-            yield
-        finally:
-            with self._lock:
-                signals = self._waiting.get(key)
-                if signals is not None:
-                    signals.discard(signal)
-                    if not signals:
-                        del self._waiting[key]
 
-    def fire(self, keys: Iterable[str]) -> None:
+    def remove(self, key: Key, signal: Signal) -> None:
+        """What was added is not waited for any more."""
+        with self._lock:
+            signals = self._waiting.get(key)
+            if signals is not None:
+                signals.discard(signal)
+                if not signals:
+                    del self._waiting[key]
+
+    def fire(self, keys: Iterable[Key]) -> None:
         """Set the signals that wait under these keys."""
         with self._lock:
             signals = [signal for key in keys for signal in self._waiting.get(key, ())]
         for signal in signals:
             signal.set()
 
-    def keys(self) -> list[str]:
+    def keys(self) -> list[Key]:
         """What is being waited for."""
         with self._lock:
             return list(self._waiting)

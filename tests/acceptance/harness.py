@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -32,12 +32,12 @@ PATIENCE_S = 100.0  # a test that waits longer has failed; none waits longer tha
 POLL_S = 0.005
 
 
-def until(check: Callable[[], T], what: str) -> T:
+def until(check: Callable[[], T], what: str, patience_s: float = PATIENCE_S) -> T:
     """Ask again and again until the answer is true, and return it."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + patience_s
     while not (answer := check()):
         if time.monotonic() > deadline:
-            raise AssertionError(f"waited {PATIENCE_S} s in vain for {what}")
+            raise AssertionError(f"waited {patience_s} s in vain for {what}")
         time.sleep(POLL_S)
     return answer
 
@@ -173,18 +173,22 @@ class Application:
     def send_signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
-    def ended(self) -> int:
+    def ended(self, patience_s: float = PATIENCE_S) -> int:
         """Wait until it has ended by itself; returns its exit code."""
         try:
-            self._process.wait(PATIENCE_S)
+            self._process.wait(patience_s)
         finally:
             self.kill()
         return self._process.returncode
 
-    def close(self) -> int:
-        """End its input, upon which it destroys DBOS and exits; returns its exit code."""
+    def end_input(self) -> None:
+        """End its input, upon which its main thread destroys DBOS and ends."""
         assert self._process.stdin is not None
         self._process.stdin.close()
+
+    def close(self) -> int:
+        """End its input, upon which it destroys DBOS and exits; returns its exit code."""
+        self.end_input()
         return self.ended()
 
     def _end(self) -> None:
@@ -219,6 +223,12 @@ class Stage:
         without: Sequence[str] = (),
         wait: bool = True,
         checkpoint_bytes: int | None = None,
+        handles_sigterm: bool = True,
+        watches_commits: bool = True,
+        queues: Sequence[Mapping[str, Any]] = (),
+        listens_to: Sequence[str] | None = None,
+        cuckoo: str | None = None,
+        failing_disk: Path | None = None,
         **config: Any,
     ) -> Application:
         """Start a process and wait until DBOS is launched in it."""
@@ -228,6 +238,12 @@ class Stage:
             "release": str(self.release),
             "without": without,
             "checkpoint_bytes": checkpoint_bytes,
+            "handles_sigterm": handles_sigterm,
+            "watches_commits": watches_commits,
+            "queues": queues,
+            "listens_to": listens_to,
+            "cuckoo": cuckoo,
+            "failing_disk": None if failing_disk is None else str(failing_disk),
             "config": {
                 "name": "shop",
                 "system_database_url": self.url,

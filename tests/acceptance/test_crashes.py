@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from dbos.testing._postgres_server import PostgresServer
 from tests.acceptance.harness import Record, Stage, stages, until
-from tests.postgres_server import PostgresServer
 
 pytestmark = pytest.mark.slow
 

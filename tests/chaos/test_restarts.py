@@ -14,10 +14,10 @@ import psycopg
 import pytest
 
 from dbos import DBOS, DBOSConfig
+from dbos.testing._postgres_server import Cluster
 from tests.chaos.crew import Crew
 from tests.chaos.workload import CREATE_LEDGER, Workload, bodies, expected, ids
 from tests.integration.histories import eventually
-from tests.postgres_server import Cluster
 
 pytestmark = pytest.mark.postgres
 

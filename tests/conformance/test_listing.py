@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
+import threading
+from functools import partial
 from typing import Any
 
 import pytest
 
+from dbos._error import DBOSQueryTimeoutError
 from dbos._sys_db import SystemDatabase
-from dbos._sysdb.filters import WorkflowFilter
+from dbos._sysdb.connection import Connection
+from dbos._sysdb.filters import Position, WorkflowFilter
+from dbos._sysdb.readers import MAX_CONNECTIONS, MAX_OBSERVERS, within
 from dbos._sysdb.rows import VersionRow
+from dbos._sysdb.stores.workflow_query import INPUT_COLUMNS, OUTPUT_COLUMNS, compiled, select_page
 from tests.conformance.values import NOW_MS, begin, enqueue, executor, outcome, start, update
+
+PATIENCE_S = 20.0
+
+DELETE = "DELETE FROM dbos.workflow_status WHERE workflow_uuid IN :ids"
+
+OPEN_TRANSACTIONS = """
+SELECT query FROM pg_stat_activity
+WHERE datname = current_database() AND state LIKE 'idle in transaction%' AND pid <> pg_backend_pid()
+"""
 
 
 def listed(db: SystemDatabase, **conditions: Any) -> list[str]:
-    return [each.workflow_uuid for each in db.read(db.workflows.list, WorkflowFilter(**conditions))]
+    return [each.workflow_uuid for each in db.read(db.listing.workflows, WorkflowFilter(**conditions))]
 
 
 @pytest.fixture
@@ -91,6 +108,72 @@ def test_workflows_of_one_millisecond_are_paged_without_gaps(db: SystemDatabase)
     pages = [listed(db, limit=10, offset=offset) for offset in (0, 10, 20)]
 
     assert [each for page in pages for each in page] == [f"w{number:02}" for number in range(25)]
+
+
+@pytest.mark.parametrize("sort_desc", [False, True])
+def test_pages_by_position_neither_repeat_nor_miss_a_row_whatever_comes_and_goes(
+    db: SystemDatabase, sort_desc: bool
+) -> None:
+    """By offset they would: an earlier row that is deleted moves all others to the page before."""
+    expected = [f"w{number:02}" for number in range(25)]
+    for name in expected:
+        begin(db, start(name, created_at=NOW_MS + int(name[1:]) // 10))
+    pages: list[list[str]] = []
+    after: Position | None = None
+
+    while not pages or len(pages[-1]) == 4:
+        rows = db.read(db.listing.workflows, WorkflowFilter(limit=4, after=after, sort_desc=sort_desc))
+        pages.append([each.workflow_uuid for each in rows])
+        after = Position(rows[-1].created_at, rows[-1].workflow_uuid)
+        db.change(lambda connection, ids: connection.run(DELETE, ids=ids), pages[-1])
+        begin(db, start(f"new{len(pages)}", created_at=NOW_MS + (10 if sort_desc else -10)))
+
+    assert [each for page in pages for each in page] == sorted(expected, reverse=sort_desc)
+
+
+def test_payloads_that_are_not_asked_for_are_not_read(db: SystemDatabase) -> None:
+    begin(db, start())
+    db.commit(outcome())
+
+    [whole] = db.read(db.listing.workflows, WorkflowFilter())
+    [bare] = db.read(partial(db.listing.workflows, has_input=False, has_output=False), WorkflowFilter())
+    sql, _ = compiled(
+        select_page(WorkflowFilter(), "", INPUT_COLUMNS | OUTPUT_COLUMNS), db.dialect.sqlalchemy_dialect()
+    )
+
+    assert (whole.inputs, whole.output) == ("[]", '"done"')
+    assert bare == whole._replace(inputs=None, output=None)
+    assert [f"NULL AS {name}" in sql for name in ("inputs", "output", "error")] == [True, True, True]
+
+
+ENDLESS = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
+
+
+def test_a_query_that_only_looks_is_stopped_at_its_limit_and_leaves_nothing_open(db: SystemDatabase) -> None:
+    def look(connection: Connection) -> list[tuple[Any, ...]]:
+        return connection.all(ENDLESS)
+
+    for _ in range(MAX_OBSERVERS + 1):  # the connection that it used is given back
+        with pytest.raises(DBOSQueryTimeoutError, match=re.escape("exceeding its 0.05s statement timeout")):
+            db.read(within, 0.05, look)
+
+    assert db.read(within, 0.05, db.listing.workflows, WorkflowFilter()) == []
+    assert db.read(within, 0, db.listing.workflows, WorkflowFilter()) == []
+    if db.dialect.name == "postgresql":
+        assert db.read(lambda connection: connection.all(OPEN_TRANSACTIONS)) == []
+
+
+async def test_who_only_looks_keeps_no_workflow_waiting(db: SystemDatabase) -> None:
+    is_seen = threading.Event()
+
+    def look(connection: Connection) -> bool:
+        return is_seen.wait(PATIENCE_S)
+
+    looks = [db.read_async(within, 0, look) for _ in range(MAX_OBSERVERS + MAX_CONNECTIONS)]
+
+    assert await db.read_async(db.workflows.get, "w") is None
+    is_seen.set()
+    assert all(await asyncio.gather(*looks))
 
 
 def test_very_many_ids_are_asked_for_at_once(db: SystemDatabase) -> None:

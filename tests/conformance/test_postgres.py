@@ -25,12 +25,12 @@ from dbos._sysdb.dialects.postgres.connection import array_literal
 from dbos._sysdb.dialects.postgres.writer import LOCK_TIMEOUT_MS, PostgresWriter
 from dbos._sysdb.filters import WorkflowFilter
 from dbos._sysdb.operations import Call, StepRecorded, call
-from dbos._sysdb.stores import workflow_status
+from dbos._sysdb.stores import queue_claims, queues, workflow_status
 from dbos._sysdb.stores.operation_outputs import HISTORY
 from dbos._sysdb.stores.workflow_status import WorkflowStatusStore
+from dbos.testing._postgres_server import Cluster, PostgresServer
 from tests.conformance.proxy import Proxy
 from tests.conformance.values import begin, child, enqueue, executor, outcome, record, row, start, status, step, steps
-from tests.postgres_server import Cluster, PostgresServer
 from tests.unit.memory_writer import eventually
 
 pytestmark = pytest.mark.postgres
@@ -39,14 +39,14 @@ OpenDatabase = Callable[..., SystemDatabase]
 
 
 @pytest.fixture
-def config(migrated_postgres_url: str) -> DBOSConfig:
-    return {"name": "test-app", "system_database_url": migrated_postgres_url}
+def config(dbos_postgres_url: str) -> DBOSConfig:
+    return {"name": "test-app", "system_database_url": dbos_postgres_url}
 
 
 @pytest.fixture
-def psql(migrated_postgres_url: str) -> Iterator[psycopg.Connection[Any]]:
+def psql(dbos_postgres_url: str) -> Iterator[psycopg.Connection[Any]]:
     """Somebody's own session on the same database."""
-    with psycopg.connect(migrated_postgres_url, autocommit=True) as connection:
+    with psycopg.connect(dbos_postgres_url, autocommit=True) as connection:
         yield connection
 
 
@@ -395,7 +395,7 @@ def test_a_schema_may_have_any_name(postgres_url: str, schema: str) -> None:
 
         assert status(db) == "SUCCESS"
         assert len(steps(db)) == 1
-        found = db.read(db.workflows.list, WorkflowFilter(workflow_ids=["w"], workflow_id_prefixes=["w"], limit=5))
+        found = db.read(db.listing.workflows, WorkflowFilter(workflow_ids=["w"], workflow_id_prefixes=["w"], limit=5))
         assert [each.workflow_uuid for each in found] == ["w"]
         assert db.change(db.workflows.cancel, ["w"], 1) == []
     finally:
@@ -525,10 +525,10 @@ def test_a_batch_that_fails_when_it_is_committed_is_repeated(
 
 
 def test_an_interrupt_in_a_batch_with_a_call_costs_those_after_it_nothing(
-    db: SystemDatabase, psql: psycopg.Connection[Any], migrated_postgres_url: str
+    db: SystemDatabase, psql: psycopg.Connection[Any], dbos_postgres_url: str
 ) -> None:
     begin(db, start())
-    with psycopg.connect(migrated_postgres_url) as holding:
+    with psycopg.connect(dbos_postgres_url) as holding:
         holding.execute("LOCK TABLE dbos.application_versions IN ACCESS EXCLUSIVE MODE")
         waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
         main = threading.main_thread().ident
@@ -568,9 +568,9 @@ def test_text_is_utf8_whatever_the_client_is_told(
 
 
 @pytest.fixture(scope="module")
-def filled(postgres_server: PostgresServer, migrated_template: str) -> Iterator[SystemDatabase]:
+def filled(postgres_server: PostgresServer, dbos_postgres_template: str) -> Iterator[SystemDatabase]:
     """A database with 50 000 finished workflows."""
-    url = postgres_server.create_database(migrated_template)
+    url = postgres_server.create_database(dbos_postgres_template)
     db = SystemDatabase(process_config({"name": "test-app", "system_database_url": url}, {}), SystemClock(), "tag")
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(
@@ -589,7 +589,8 @@ def filled(postgres_server: PostgresServer, migrated_template: str) -> Iterator[
 
 def arrays(fields: tuple[str, ...], operations: list[Any]) -> dict[str, Any]:
     columns = zip(*operations, strict=True)
-    return {"instance": "ours", **{name: list(column) for name, column in zip(fields, columns, strict=True)}}
+    arrays = {name: list(column) for name, column in zip(fields, columns, strict=True)}
+    return {"instance": "ours", "enqueue_sequence": "0", **arrays}
 
 
 STARTS = [(*start(f"new {number}")[:-1], None, None) for number in range(64)]
@@ -609,6 +610,9 @@ WRITES: Statements = {
     "plain step": (postgres.INSERT_PLAIN_STEPS, arrays(step()._fields, STEPS)),
     "step": (postgres.INSERT_STEPS, arrays(step()._fields, STEPS)),
     "outcome": (postgres.UPDATE_OUTCOMES, arrays(outcome()._fields, OUTCOMES)),
+    "start alone": (postgres.INSERT_WORKFLOW_ALONE, {"instance": "ours", **start("new")._asdict()}),
+    "step alone": (postgres.INSERT_STEP_ALONE, {"instance": "ours", **step("w1", 2)._asdict()}),
+    "outcome alone": (postgres.UPDATE_OUTCOME_ALONE, {"instance": "ours", **outcome("w1")._asdict()}),
 }
 READS: Statements = {
     "existing": (postgres.SELECT_WORKFLOWS, {"ids": IDS}),
@@ -619,9 +623,58 @@ READS: Statements = {
     "get": (workflow_status.GET, {"ids": IDS}),
     "unsettled": (workflow_status.UNSETTLED, {"ids": IDS}),
     "running": (workflow_status.RUNNING, {"instance": "ours"}),
-    "orphans": (workflow_status.HAS_ORPHANS, {"application_version": "v1"}),
+    "orphans": (workflow_status.HAS_ORPHANS, {"application_version": "v1", "application_name": "shop"}),
+    "places": (workflow_status.PLACES, {"ids": IDS}),
     "cancel": (workflow_status.CANCEL, {"ids": IDS, "now_ms": 1}),
 }
+
+
+CLAIMS = {
+    "claim": "_claim",
+    "claim from a partition": "_claim_partition",
+    "claim what has no partition": "_claim_keyless",
+    "claimed": "_claimed",
+    "promote": "_promote",
+    "cancel what waits": "_cancel_waiting",
+}
+QUEUE_STATEMENTS = {
+    "look": queue_claims.LOOK,
+    "partitions": queue_claims.PARTITIONS.replace("{until}", queue_claims.UNTIL),
+    "stranded": queue_claims.STRANDED,
+    "waiting in a queue": queues.WAITING,
+    "running of a queue": queue_claims.RUNNING,
+    "starts": queue_claims.STARTS,
+    "forget starts": queue_claims.FORGET_STARTS,
+}
+CLAIM_VALUES = {
+    "name": "mail",
+    "served": ["mail"],
+    "queue_name": "mail",
+    "partition_key": "key",
+    "after": "",
+    "until": "z",
+    "revision": 1,
+    "application_name": "shop",
+    "application_version": "v1",
+    "instance": "ours",
+    "executor_id": "local",
+    "run_token": "token",
+    "unknown_targets": [],
+    "now_ms": 1,
+    "since_ms": 1,
+    "count": 100,
+}
+
+
+@pytest.mark.parametrize("name", [*CLAIMS, *QUEUE_STATEMENTS])
+def test_what_queues_ask_goes_by_an_index(filled: SystemDatabase, name: str) -> None:
+    statement = QUEUE_STATEMENTS.get(name) or getattr(filled.claims, CLAIMS[name])
+
+    plan = plan_of(filled.change, statement, CLAIM_VALUES)
+
+    assert "Hash Join" not in plan
+    for table in ("workflow_status", "queue_starts"):
+        assert f"Seq Scan on {table}" not in plan, plan
 
 
 def plan_of(ask: Callable[..., list[str]], statement: str, parameters: dict[str, Any]) -> str:

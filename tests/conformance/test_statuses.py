@@ -9,10 +9,23 @@ from typing import Any
 
 import pytest
 
+from dbos._queue_config import Limits, QueueConfig, RateLimit
 from dbos._sys_db import SystemDatabase
 from dbos._sysdb.rows import StatusRow
 from dbos._sysdb.stores.workflow_status import INTERNAL_QUEUE, target_key
-from tests.conformance.values import NOW_MS, begin, child, enqueue, outcome, row, start, status, step, update
+from tests.conformance.values import (
+    NOW_MS,
+    begin,
+    child,
+    claim_request,
+    enqueue,
+    outcome,
+    row,
+    start,
+    status,
+    step,
+    update,
+)
 
 OpenDatabase = Callable[..., SystemDatabase]
 
@@ -22,17 +35,7 @@ FINISHED = ("SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")
 
 
 def claim(db: SystemDatabase, count: int = 10, **values: Any) -> list[StatusRow]:
-    arguments: dict[str, Any] = {
-        "queue_name": "mail",
-        "count": count,
-        "instance": "ours",
-        "executor_id": "local",
-        "application_version": "v1",
-        "run_token": "claimed",
-        "unknown_targets": [],
-        "now_ms": LATER_MS,
-    }
-    return db.change(partial(db.workflows.claim, **{**arguments, **values}))
+    return db.change(db.claims.claim, claim_request(count=count, now_ms=LATER_MS, **values)).rows
 
 
 def claim_by_id(db: SystemDatabase, workflow_id: str = "w", **values: Any) -> StatusRow | None:
@@ -61,6 +64,7 @@ def with_status(db: SystemDatabase, workflow_id: str, status: str) -> None:
 
 
 def test_a_claim_makes_a_waiting_workflow_ours(db: SystemDatabase) -> None:
+    db.change(db.versions.register, "1", "v1", 1)
     begin(db, enqueue(workflow_timeout_ms=500, inputs='["x"]', application_version=None))
 
     [claimed] = claim(db)
@@ -74,8 +78,10 @@ def test_a_claim_makes_a_waiting_workflow_ours(db: SystemDatabase) -> None:
     assert claimed.owner_xid == "start of w"
 
 
-def test_claims_come_by_priority_and_then_by_age_and_no_more_than_asked_for(db: SystemDatabase) -> None:
-    for name, priority, created_at in (("c", 1, 1), ("b", 0, 2), ("d", 1, 2), ("a", 0, 1)):
+def test_claims_come_by_priority_and_then_in_order_of_enqueueing_and_no_more_than_asked_for(
+    db: SystemDatabase,
+) -> None:
+    for name, priority, created_at in (("c", 1, 4), ("a", 0, 3), ("d", 1, 2), ("b", 0, 1)):  # the clock went back
         begin(db, enqueue(name, priority=priority, created_at=created_at))
 
     assert ids(claim(db, 3)) == ["a", "b", "c"]
@@ -93,6 +99,7 @@ def test_a_claim_keeps_a_deadline_that_is_set(db: SystemDatabase) -> None:
     "values",
     [
         {"queue_name": "other"},
+        {"application_version": None},
         {"status": "DELAYED", "delay_until_epoch_ms": LATER_MS},
         {"application_version": "v2"},
         {"name": "unknown"},
@@ -100,6 +107,8 @@ def test_a_claim_keeps_a_deadline_that_is_set(db: SystemDatabase) -> None:
     ],
 )
 def test_what_is_not_for_us_is_left(db: SystemDatabase, values: dict[str, Any]) -> None:
+    db.change(db.versions.register, "1", "v1", 1)
+    db.change(db.versions.register, "2", "v2", 2)
     begin(db, enqueue(**values))
     unknown = [target_key("unknown", None, None), target_key("unknown", "Shop", "north")]
 
@@ -148,10 +157,11 @@ def test_a_claim_that_is_given_back_was_no_attempt(db: SystemDatabase) -> None:
     before = row(db)
     claim(db)
 
-    db.change(db.workflows.give_back, "w", "claimed", LATER_MS)
-    db.change(db.workflows.give_back, "w", "claimed", LATER_MS)
+    was_undone = db.change(db.workflows.give_back, "w", "claimed", LATER_MS)
+    was_undone_again = db.change(db.workflows.give_back, "w", "claimed", LATER_MS)
 
     given_back = row(db)
+    assert (was_undone, was_undone_again) == (True, False)
     assert (given_back.status, given_back.queue_name, given_back.recovery_attempts) == ("ENQUEUED", "mail", 0)
     assert (given_back.run_token, given_back.owner_instance, given_back.started_at_epoch_ms) == (None, None, None)
     assert given_back.owner_xid == before.owner_xid
@@ -165,6 +175,78 @@ def test_giving_back_needs_the_token(db: SystemDatabase) -> None:
     db.change(db.workflows.give_back, "w", "stale", LATER_MS)
 
     assert status(db) == "PENDING"
+
+
+@pytest.mark.parametrize(
+    ("values", "deadline_ms"),
+    [({}, None), ({"recovery_attempts": 1}, LATER_MS + 500), ({"workflow_deadline_epoch_ms": 7}, 7)],
+    ids=["the first claim", "a later claim", "a deadline that was set before"],
+)
+def test_a_claim_that_is_given_back_takes_back_the_deadline_that_it_has_set(
+    db: SystemDatabase, values: dict[str, Any], deadline_ms: int | None
+) -> None:
+    """A timeout runs from when a workflow is dequeued to be begun: what never began has used nothing of it."""
+    begin(db, enqueue(workflow_timeout_ms=500, **values))
+    [claimed] = claim(db)
+
+    db.change(db.workflows.give_back, "w", "claimed", LATER_MS)
+
+    assert claimed.workflow_deadline_epoch_ms == (deadline_ms or LATER_MS + 500)
+    assert row(db).workflow_deadline_epoch_ms == deadline_ms
+
+
+def test_a_start_that_is_given_back_keeps_the_deadline_that_it_began_with(db: SystemDatabase) -> None:
+    begin(db, start(workflow_timeout_ms=500, workflow_deadline_epoch_ms=NOW_MS + 500))
+
+    db.change(db.workflows.give_back, "w", "token", LATER_MS)
+
+    assert (row(db).status, row(db).workflow_deadline_epoch_ms) == ("ENQUEUED", NOW_MS + 500)
+
+
+@pytest.mark.parametrize("by_id", [False, True], ids=["from its queue", "by its id"])
+def test_what_was_of_no_version_is_of_no_version_again_when_it_is_given_back(db: SystemDatabase, by_id: bool) -> None:
+    """Otherwise it would wait for the version that has just left."""
+    db.change(db.versions.register, "1", "v1", 1)
+    begin(db, enqueue(application_version=None))
+    claimed = claim_by_id(db) if by_id else claim(db)[0]
+    assert claimed is not None
+
+    db.change(db.workflows.give_back, "w", "claimed", LATER_MS)
+
+    assert (claimed.application_version, row(db).application_version) == ("v1", None)
+
+
+@pytest.mark.parametrize("by_id", [False, True], ids=["from its queue", "by its id"])
+def test_what_has_run_before_keeps_its_version_when_it_is_given_back(db: SystemDatabase, by_id: bool) -> None:
+    """What was of no version at first has perhaps recorded something since, for its version to replay."""
+    db.change(db.versions.register, "1", "v1", 1)
+    begin(db, enqueue(application_version=None))
+    [first] = claim(db, run_token="first")
+    update(db, "w", owner_instance="gone")
+    db.change(db.workflows.reclaim, "v1", LATER_MS)
+    second = claim_by_id(db) if by_id else claim(db)[0]
+    assert second is not None
+
+    db.change(db.workflows.give_back, "w", "claimed", LATER_MS)
+
+    assert first.application_version == second.application_version == row(db).application_version == "v1"
+
+
+@pytest.mark.parametrize("key", [None, "x"], ids=["of the queue", "of a partition"])
+def test_a_claim_that_is_given_back_counts_against_no_rate(db: SystemDatabase, key: str | None) -> None:
+    limits = Limits(rate=RateLimit(3, 60.0))
+    queue = QueueConfig(name="mail", queue=limits, partition=limits if key else Limits(), is_partitioned=bool(key))
+    for name in "abcd":
+        begin(db, enqueue(name, queue_partition_key=key))
+    first = ids(claim(db, 2, queue=queue, run_token="first"))
+    second = ids(claim(db, 2, queue=queue, run_token="second"))
+
+    db.change(db.workflows.give_back, "a", "first", LATER_MS)
+    db.change(db.workflows.give_back, "a", "first", LATER_MS)  # its answer was lost
+    db.change(db.workflows.give_back, "b", "stale", LATER_MS)
+    third = ids(claim(db, queue=queue, run_token="third"))
+
+    assert (first, second, third) == (["a", "b"], ["c"], ["a"])
 
 
 # -- one by its id ----------------------------------------------------------------------------------------------------
@@ -198,6 +280,22 @@ def test_what_does_not_run_is_not_claimed_by_its_id(db: SystemDatabase, finished
 
     assert claim_by_id(db) is None
     assert status(db) == finished
+
+
+def test_a_claim_by_id_whose_answer_was_lost_has_claimed_and_was_one_attempt(db: SystemDatabase) -> None:
+    """Executed again, it found its own token and not the one it had seen, and claimed nothing."""
+    db.change(db.versions.register, "1", "v1", 1)
+    begin(db, enqueue(application_version=None, workflow_timeout_ms=500))
+    seen_token = row(db).run_token or ""
+
+    first = claim_by_id(db, seen_token=seen_token)
+    again = claim_by_id(db, seen_token=seen_token)
+    db.change(db.workflows.give_back, "w", "claimed", LATER_MS)
+
+    assert again == first
+    assert again is not None
+    assert again.recovery_attempts == 1
+    assert (row(db).recovery_attempts, row(db).application_version) == (0, None)
 
 
 # -- cancelling and resuming ------------------------------------------------------------------------------------------
@@ -333,6 +431,41 @@ def test_what_dead_instances_ran_is_put_back_into_its_queue(db: SystemDatabase, 
     assert db.change(db.workflows.reclaim, "v1", LATER_MS) == []
 
 
+@pytest.mark.parametrize("key", [None, "x"], ids=["of the queue", "of its partition"])
+def test_what_belonged_to_the_dead_holds_no_place(
+    db: SystemDatabase, open_database: OpenDatabase, key: str | None
+) -> None:
+    """What a version has left that is gone for good is PENDING for ever, and so was the queue behind it."""
+    limits = Limits(concurrency=1)
+    queue = QueueConfig(
+        name="mail",
+        queue=Limits() if key else limits,
+        partition=limits if key else Limits(),
+        is_partitioned=key is not None,
+    )
+    theirs = open_database("theirs")
+    begin(db, enqueue("a", application_version="v2", queue_partition_key=key))
+    begin(db, enqueue("b", queue_partition_key=key))
+    claim(theirs, queue=queue, instance="theirs", application_version="v2", run_token="first")
+
+    while_alive = claim(db, queue=queue, run_token="second")
+    db.change(db.executors.remove, ["theirs"])
+    after = claim(db, queue=queue, run_token="third")
+
+    assert (ids(while_alive), ids(after)) == ([], ["b"])
+    assert status(db, "a") == "PENDING"
+
+
+def test_the_places_of_workflows_are_the_queues_in_which_they_run(db: SystemDatabase) -> None:
+    begin(db, start("of no queue"))
+    for name, queue_name in (("a", "mail"), ("b", "mail"), ("waits", "other")):
+        begin(db, enqueue(name, queue_name))
+    claim(db)
+
+    assert db.read(db.workflows.places, ["of no queue", "a", "b", "waits", "missing"]) == ["mail"]
+    assert db.read(db.workflows.places, []) == []
+
+
 def test_what_we_own_and_do_not_run_is_put_back_if_it_is_still_the_same_run(db: SystemDatabase) -> None:
     begin(db, start("lost", run_token="lost token"))
     begin(db, start("claimed anew", run_token="new token"))
@@ -368,6 +501,38 @@ def test_work_of_versions_that_nobody_runs_is_counted(db: SystemDatabase) -> Non
     db.commit(outcome("finished"))
 
     assert db.read(db.workflows.stranded_versions) == {"v0": 2, "v9": 1}
+
+
+def test_work_of_no_version_is_counted_with_the_latest_version(db: SystemDatabase, open_database: OpenDatabase) -> None:
+    """Only the latest runs it: it was not counted anywhere when the latest had been rolled back."""
+    begin(db, enqueue("queued", application_version=None))
+    begin(db, enqueue("delayed", application_version=None, status="DELAYED"))
+    begin(db, enqueue("named", application_version="v2"))
+    before_any = db.read(db.workflows.stranded_versions)
+    db.change(db.versions.register, "1", "v1", 1)
+    while_latest_runs = db.read(db.workflows.stranded_versions)
+    db.change(db.versions.register, "2", "v2", 2)
+
+    stranded = db.read(db.workflows.stranded_versions)
+
+    assert before_any == while_latest_runs == {"v2": 1}
+    assert stranded == {"v2": 3}
+
+
+def test_adopting_the_latest_version_takes_what_is_of_no_version_too(db: SystemDatabase) -> None:
+    for number, version in enumerate(("v1", "v2", "v3")):
+        db.change(db.versions.register, version, version, number)
+    for name, given in (("any", None), ("old", "v2"), ("latest", "v3")):
+        begin(db, enqueue(name, application_version=given))
+    begin(db, start("running"))
+
+    of_old = db.change(db.executors.adopt, "v2", "v1", LATER_MS)
+    version_between = row(db, "any").application_version
+    of_latest = db.change(db.executors.adopt, "v3", "v1", LATER_MS)
+
+    assert (of_old, version_between, of_latest) == (["mail"], None, ["mail", "mail"])
+    assert {row(db, name).application_version for name in ("any", "old", "latest", "running")} == {"v1"}
+    assert row(db, "running").updated_at == NOW_MS
 
 
 def test_what_has_an_outcome_or_does_not_exist_is_settled(db: SystemDatabase) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from dbos._queue_config import QueueConfig
 from dbos._sys_db import SystemDatabase
 from dbos._sysdb.connection import Connection
 from dbos._sysdb.operations import RecordOutcome, RecordStep, Started, StartWorkflow, StepRecorded
 from dbos._sysdb.rows import ExecutorRow, StatusRow, StepRow
+from dbos._sysdb.stores.queue_claims import ClaimRequest
 
 NOW_MS = 1_767_225_600_000
 
@@ -59,6 +61,8 @@ def start(workflow_id: str = "w", **values: Any) -> StartWorkflow:
         "delay_until_epoch_ms": None,
         "run_token": "token",
         "owner_instance": "ours",
+        "application_name": None,
+        "attributes": None,
         "parent_step": None,
     }
     return StartWorkflow(**{**defaults, **values})
@@ -74,6 +78,24 @@ def enqueue(workflow_id: str = "w", queue_name: str = "mail", **values: Any) -> 
         "run_token": f"start of {workflow_id}",
     }
     return start(workflow_id, **{**defaults, **values})
+
+
+def claim_request(queue_name: str = "mail", queue: QueueConfig | None = None, **values: Any) -> ClaimRequest:
+    """A claim by instance "ours", of a queue that allows everything unless it is given."""
+    defaults: dict[str, Any] = {
+        "queue": queue or QueueConfig(name=queue_name),
+        "count": 10,
+        "instance": "ours",
+        "executor_id": "local",
+        "application_version": "v1",
+        "run_token": "claimed",
+        "unknown_targets": [],
+        "running": {},
+        "now_ms": NOW_MS,
+    }
+    given = {**defaults, **values}
+    now_ms: int = given.pop("now_ms")
+    return ClaimRequest(now_ms=lambda: now_ms, **given)
 
 
 def child(

@@ -3,7 +3,8 @@
 A call is a batch of operations that a writer commits, a statement within it, a statement of a reader, or what a user's
 transaction does. Its name says what it is about rather than when it comes, because services call when they like:
 ``record(W:2)`` is the record of the second operation of the workflow that a run is about, and ``record(W:2)#2`` the
-second time that it is written. What other workflows do has no name.
+second time that it is written. ``claim(W)`` is the first claim from its queue after it was enqueued, and so the one
+that finds it. What other workflows do has no name.
 
 The drivers' errors are real where they can be had: a PostgreSQL connection is lost by shutting down its socket, and a
 deadlock is raised by the server.
@@ -18,7 +19,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from itertools import pairwise
 from typing import Any, NoReturn, Protocol
@@ -33,8 +34,9 @@ from dbos._context import current_context
 from dbos._dbos_config import Settings
 from dbos._sysdb.connection import Failure
 from dbos._sysdb.dialects import open_dialect
-from dbos._sysdb.dialects.base import Dialect, FencedWriter, Listener, Reader
+from dbos._sysdb.dialects.base import Dialect, FencedWriter, Reader
 from dbos._sysdb.operations import Operation, RecordOutcome, RecordStep, StartWorkflow
+from dbos._sysdb.stores.queue_claims import ClaimRequest
 
 __all__ = ["Call", "Failpoints", "Fault", "Link", "install"]
 
@@ -79,20 +81,24 @@ class Failpoints:
 
     def __init__(self) -> None:
         self.has_fired = False
+        self.runs = 0
         self._lock = threading.Lock()
         self._subject = ""
         self._seen: Counter[str] = Counter()
         self._trace: list[str] = []
         self._armed: tuple[str, Fault] | None = None
         self._refusals = 0
+        self._enqueued: dict[str, list[str]] = {}
 
     def begin(self, subject: str, label: str | None = None, fault: Fault | None = None) -> None:
         """A run about the workflow ``subject`` begins; ``fault`` is to happen at the call ``label``."""
         with self._lock:
+            self.runs += 1
             self._subject = subject
             self._seen.clear()
             self._trace = []
             self._refusals = 0
+            self._enqueued = {}
             self.has_fired = False
             self._armed = None if label is None or fault is None else (label, fault)
 
@@ -136,13 +142,35 @@ class Failpoints:
             self._refusals -= self._refusals > 0
             return self._refusals > 0
 
+    def enqueued(self, queue_name: str, workflow: str) -> None:
+        """A workflow, by what it is called in labels, is in a queue."""
+        with self._lock:
+            names = self._enqueued.setdefault(queue_name, [])
+            if workflow not in names:
+                names.append(workflow)
+
+    def claimable(self, queue_name: str) -> list[str]:
+        """What has been enqueued in a queue."""
+        with self._lock:
+            return list(self._enqueued.get(queue_name, ()))
+
     def short(self, values: Sequence[Any]) -> str | None:
         """What the run's workflow, or a child of it, is called in labels, if one of the values names it."""
-        for value in values:
-            for text in value if isinstance(value, list | tuple) else (value,):
-                if isinstance(text, str) and (text == self._subject or text.startswith(f"{self._subject}-")):
-                    return "W" + text.removeprefix(self._subject)
+        for text in _texts(values):
+            if text == self._subject or text.startswith(f"{self._subject}-"):
+                return "W" + text.removeprefix(self._subject)
         return None
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The texts among values, and in what they hold."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
+    else:
+        yield from _texts(getattr(value, "workflow_id", ()))
 
 
 # -- links -------------------------------------------------------------------------------------------------------------
@@ -214,28 +242,37 @@ class _FailpointWriter:
         self._writer.instance_id = value
 
     def write(self, operations: Sequence[Operation]) -> Sequence[Any]:
-        names = [name for operation in operations if (name := self._name(operation)) is not None]
+        names = [name for operation in operations for name in self._names(operation)]
         statements = self._dialect.statements
         with self._failpoints.call(names, _link(self._raw, closes=True), operations):
             statements.begin(names)
             try:
-                return self._writer.write(operations)
+                results = self._writer.write(operations)
             finally:
                 statements.begin(())
+            for operation in operations:
+                if isinstance(operation, StartWorkflow) and operation.queue_name is not None:
+                    workflow = self._failpoints.short([operation.workflow_uuid])
+                    if workflow is not None:
+                        self._failpoints.enqueued(operation.queue_name, workflow)
+            return results
 
-    def _name(self, operation: Operation) -> str | None:
+    def _names(self, operation: Operation) -> list[str]:
         if isinstance(operation, StartWorkflow | RecordStep | RecordOutcome):
             workflow = self._failpoints.short([operation.workflow_uuid])
             if workflow is None:
-                return None
+                return []
             if isinstance(operation, RecordStep):
-                return f"record({workflow}:{operation.function_id})"
-            return f"{'start' if isinstance(operation, StartWorkflow) else 'outcome'}({workflow})"
+                return [f"record({workflow}:{operation.function_id})"]
+            return [f"{'start' if isinstance(operation, StartWorkflow) else 'outcome'}({workflow})"]
         verb: Any = operation.verb
         values = list(operation.arguments)
+        if len(values) == 1 and isinstance(values[0], ClaimRequest):
+            workflows = self._failpoints.claimable(values[0].queue.name)
+            return [_called(verb.__name__, workflow) for workflow in workflows] or [verb.__name__]
         if isinstance(verb, partial):
             verb, values = verb.func, [*values, *verb.args, *verb.keywords.values()]
-        return _called(verb.__name__, self._failpoints.short(values))
+        return [_called(verb.__name__, self._failpoints.short(values))]
 
     def reset(self) -> None:
         if self._failpoints.takes_refusal():
@@ -278,6 +315,14 @@ class _FailpointReader:
         count: int = self._call(self._reader.run, sql, parameters)
         return count
 
+    def limited(self, timeout_s: float) -> AbstractContextManager[None]:
+        limited: AbstractContextManager[None] = self._reader.limited(timeout_s)
+        return limited
+
+    def snapshot(self) -> AbstractContextManager[None]:
+        snapshot: AbstractContextManager[None] = self._reader.snapshot()
+        return snapshot
+
     def close(self) -> None:
         self._reader.close()
 
@@ -291,10 +336,6 @@ class _FailpointDialect:
         self.inner = inner
         self.failpoints = failpoints
         self.statements = statements
-        self.name = inner.name
-        self.now_ms = inner.now_ms
-        self.has_own_clock = inner.has_own_clock
-        self.skip_locked = inner.skip_locked
         self._connections = threading.local()
         connect = inner.connect  # type: ignore[attr-defined]  # both dialects have it, the protocol does not
 
@@ -303,6 +344,9 @@ class _FailpointDialect:
             return self._connections.last
 
         inner.connect = watched  # type: ignore[attr-defined]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)  # whatever makes no call to the database
 
     def opened(self, open: Callable[[], Any], default: Any = None) -> tuple[Any, Any]:
         """What ``open`` returns, and the driver's connection that it has opened in doing so."""
@@ -316,32 +360,11 @@ class _FailpointDialect:
         psycopg.connect("host=/nonexistent")
         raise AssertionError("connected to nothing")
 
-    def prepare(self, *, may_migrate: bool) -> None:
-        self.inner.prepare(may_migrate=may_migrate)
-
-    def drop(self) -> None:
-        self.inner.drop()
-
     def open_writer(self, *, lock_timeout_ms: int | None = None) -> FencedWriter:
         return _FailpointWriter(self, lock_timeout_ms)
 
-    def has_second_writer(self) -> bool:
-        return self.inner.has_second_writer()
-
     def open_reader(self) -> Reader:
         return _FailpointReader(self)
-
-    def listener(self, on_wakeup: Callable[[str | None], None], poll_writer: Callable[[], None]) -> Listener:
-        return self.inner.listener(on_wakeup, poll_writer)
-
-    def classify(self, error: BaseException) -> Failure:
-        return self.inner.classify(error)
-
-    def refuses_value(self, error: BaseException) -> bool:
-        return self.inner.refuses_value(error)
-
-    def sqlalchemy_dialect(self) -> sa.Dialect:
-        return self.inner.sqlalchemy_dialect()
 
 
 class _Statements:
@@ -353,12 +376,12 @@ class _Statements:
 
     def begin(self, names: Sequence[str]) -> None:
         """What this thread executes next belongs to the batch of these names; without any, to none."""
-        self._batch.names = names
+        self._batch.names, self._batch.run = names, self._failpoints.runs
 
     def execute(self, raw: Any, execute: Callable[[], Any], sql: str) -> Any:
         """Execute a statement."""
         names = getattr(self._batch, "names", ())
-        if not names or sql == "ROLLBACK":
+        if not names or sql == "ROLLBACK" or self._batch.run != self._failpoints.runs:
             return execute()
         verb = _first_words(sql)
         with self._failpoints.call([f"{name} {verb}" for name in names], _link(raw, closes=False)):

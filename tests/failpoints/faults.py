@@ -7,14 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 from dbos import DBOS, SetWorkflowID
-from dbos._dbos import _process
 from dbos._ids import new_token
 from dbos._operations.lifecycle import Runtime
+from dbos._process import process as _process
 from dbos._sysdb.operations import RecordStep, StartWorkflow
 from tests.failpoints.failpoints import Call, Failpoints, Fault
 from tests.failpoints.stage import Rival, engine
 
-__all__ = ["FAULTS", "RIVALS", "Scene", "pass_time"]
+__all__ = ["FAULTS", "RIVALS", "Scene", "pass_time", "runtime"]
 
 REFUSED_CONNECTIONS = 2  # so often a lost connection cannot be made anew
 HOLD_S = 0.01  # how long a call is held up for others, who may have to wait for it

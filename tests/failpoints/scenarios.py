@@ -14,7 +14,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from dbos import DBOS, DBOSConfiguredInstance, SetWorkflowID, SetWorkflowTimeout
+from dbos import DBOS, DBOSConfiguredInstance, Queue, SendMessage, SetEnqueueOptions, SetWorkflowID, SetWorkflowTimeout
 from dbos._error import DBOSAwaitedWorkflowCancelledError
 from tests.failpoints.stage import Crash, Stage, engine, holding
 
@@ -29,6 +29,9 @@ class Application:
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
+        self.unlimited = unlimited = Queue("unlimited")
+        self.limited = Queue("limited", concurrency=1, limiter={"limit": 1000, "period": 1.0})
+        self.partitioned = Queue("partitioned", concurrency=1, partition_queue=True)
 
         def body() -> None:
             stage.begin_body(DBOS.workflow_id, DBOS.step_id)
@@ -106,6 +109,37 @@ class Application:
             return [*results, leaf()]
 
         @DBOS.workflow()
+        def single() -> list[Any]:
+            results = [one()]
+            halfway()
+            return results
+
+        @DBOS.workflow()
+        def enqueuing() -> list[Any]:
+            workflow_id = DBOS.workflow_id
+            with SetWorkflowID(f"{workflow_id}-own"):
+                first = unlimited.enqueue(leaf)
+            with SetEnqueueOptions(deduplication_id=workflow_id, duplication_policy="return-existing"):
+                second = unlimited.enqueue(leaf)
+            halfway()
+            return [first.get_result(), second.get_result()]
+
+        @DBOS.workflow()
+        def messaging() -> list[Any]:
+            workflow_id = DBOS.workflow_id
+            assert workflow_id is not None
+            DBOS.send(workflow_id, "first")
+            DBOS.send_bulk([SendMessage(workflow_id, "second"), SendMessage(workflow_id, "third", "topic")])
+            DBOS.set_event("event", "set")
+            DBOS.write_stream("stream", "value")
+            halfway()
+            received = [DBOS.recv(), DBOS.recv("topic"), DBOS.recv(), DBOS.recv(timeout_seconds=0)]
+            DBOS.close_stream("stream")
+            event = DBOS.get_event(workflow_id, "event")
+            values = [next(DBOS.read_stream(workflow_id, "stream")), DBOS.read_stream_offset(workflow_id, "stream", 0)]
+            return [*received, event, *values, DBOS.get_all_events(workflow_id)]
+
+        @DBOS.workflow()
         def overdue() -> list[Any]:
             results = [one()]
             DBOS.sleep(3600)
@@ -140,6 +174,7 @@ class Application:
                 return self.config_name
 
         self.plain, self.coroutine, self.gather, self.transaction = plain, coroutine, gather, transaction
+        self.single, self.enqueuing, self.messaging = single, enqueuing, messaging
         self.parent, self.overdue, self.sell, self.count = parent, overdue, Shop.sell, Counter("one").count
 
     # -- what callers do ---------------------------------------------------------------------------------------------
@@ -163,6 +198,21 @@ class Application:
             self.result(workflow_id, lambda: asyncio.run(call()))
         except Crash:
             self.recover(workflow_id)
+
+    def enqueue(self, queue: Queue, workflow_id: str, partition_key: str | None = None) -> None:
+        """Enqueue a workflow, and recover it if it crashes."""
+        crashes = workflow_id in self.stage.crashing
+        with SetWorkflowID(workflow_id), SetEnqueueOptions(queue_partition_key=partition_key):
+            handle = queue.enqueue(self.single)
+        self.stage.acknowledge(workflow_id, "started")
+        while crashes and self._may_crash(workflow_id) and not self.stage.is_finished(workflow_id):
+            time.sleep(POLL_S)
+        if crashes:
+            DBOS._recover_pending_workflows()
+        self.result(workflow_id, handle.get_result)
+
+    def _may_crash(self, workflow_id: str) -> bool:
+        return workflow_id in self.stage.crashing or engine().runs.get(workflow_id) is not None
 
     def recover(self, workflow_id: str) -> None:
         """Recover what has crashed."""
@@ -212,6 +262,7 @@ class Scenario:
 
 
 PLAIN = ["one", "two"]
+MESSAGING = ["first", "third", "second", None, "set", "value", "value", {"event": "set"}]
 
 SCENARIOS: dict[str, Scenario] = {
     "sync": Scenario(lambda app, id: app.run(app.plain, id), PLAIN),
@@ -226,4 +277,9 @@ SCENARIOS: dict[str, Scenario] = {
     "gather": Scenario(lambda app, id: app.run_async(app.gather, id), ["one", "two", "one", "two"]),
     "cancel": Scenario(lambda app, id: app.cancel(id), PLAIN, may_crash=False),
     "timeout": Scenario(lambda app, id: app.time_out(id), None, may_crash=False),
+    "queued": Scenario(lambda app, id: app.enqueue(app.unlimited, id), ["one"]),
+    "limited": Scenario(lambda app, id: app.enqueue(app.limited, id), ["one"]),
+    "partitioned": Scenario(lambda app, id: app.enqueue(app.partitioned, id, "a key"), ["one"]),
+    "messaging": Scenario(lambda app, id: app.run(app.messaging, id), MESSAGING),
+    "queued-child": Scenario(lambda app, id: app.run(app.enqueuing, id), [["one"], ["one"]]),
 }

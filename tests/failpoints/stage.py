@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 import psycopg
 
 from dbos import DBOSConfig
-from dbos._dbos import _process
 from dbos._dbos_config import process_config
 from dbos._engine.engine import Engine
+from dbos._process import process as _process
 from dbos._sysdb.connection import Connection, Failure
 from dbos._sysdb.dialects import open_dialect
 from dbos._sysdb.operations import Operation, RecordStep, StartWorkflow, call
@@ -243,9 +243,7 @@ class Rival:
         self._dialect = open_dialect(process_config(config, {}), "rival")
         self._writer = self._dialect.open_writer()
         self._version = config["application_version"]
-        self._store = WorkflowStatusStore(
-            skip_locked=self._dialect.skip_locked, sqlalchemy_dialect=self._dialect.sqlalchemy_dialect
-        )
+        self._store = WorkflowStatusStore(self._dialect)
 
     def close(self) -> None:
         self._writer.close()
@@ -305,8 +303,9 @@ class Rival:
         self._commit(step._replace(output=output, error=None, completed_at_epoch_ms=1))
 
     def start(self, start: StartWorkflow, token: str) -> None:
-        """Start a workflow, and die."""
-        self._commit(start._replace(run_token=token, owner_instance="dead", parent_step=None))
+        """Start a workflow, and die; or enqueue it."""
+        owner = None if start.queue_name is not None else "dead"
+        self._commit(start._replace(run_token=token, owner_instance=owner, parent_step=None))
 
 
 @contextmanager

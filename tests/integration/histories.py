@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from dbos import DBOS, WorkflowHandle
-from dbos._dbos import _process
 from dbos._engine.engine import Engine
+from dbos._process import process as _process
 from dbos._sysdb.connection import Connection
 from dbos._sysdb.rows import StatusRow, StepRow
 

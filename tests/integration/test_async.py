@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from dbos import DBOS, DBOSConfig, SetWorkflowID
+from dbos import DBOS, DBOSClient, DBOSConfig, Queue, SetEnqueueOptions, SetWorkflowID
 from dbos._error import DBOSAwaitedWorkflowCancelledError, DBOSUnexpectedStepError
+from dbos._sysdb.stores.workflow_status import MAX_SMALL
 from tests.integration.crashes import Crash
 from tests.integration.histories import PATIENCE_S, engine, eventually, execute_again, recorded, row, steps
 
@@ -739,3 +740,70 @@ async def test_gathered_helpers_of_several_steps_are_told_to_become_child_workfl
 
     with pytest.raises(DBOSUnexpectedStepError, match="child workflow"):
         await asyncio.to_thread(handle.get_result)
+
+
+async def test_blocking_the_loop_for_a_coroutine_that_waits_in_a_queue_is_refused(dbos: type[DBOS]) -> None:
+    """The dispatcher would begin it on the very loop that is blocked."""
+    queue = Queue("queue")
+
+    @dbos.workflow()
+    async def coroutine() -> int:
+        return 1
+
+    @dbos.workflow()
+    def function() -> int:
+        return 2
+
+    dbos.launch()
+    with SetEnqueueOptions(delay_seconds=3600):
+        delayed = queue.enqueue(coroutine)
+    await_able = await queue.enqueue_async(coroutine)
+
+    with pytest.raises(RuntimeError, match="would block the event loop"):
+        delayed.get_result()
+    assert queue.enqueue(function).get_result() == 2
+    assert await await_able.get_result() == 1
+
+
+async def test_many_are_awaited_at_once_whatever_has_become_of_each(dbos: type[DBOS], config: DBOSConfig) -> None:
+    goes_on = asyncio.Event()
+
+    @dbos.workflow(name="large")
+    async def large(number: int) -> str:
+        return str(number) * MAX_SMALL
+
+    @dbos.workflow(name="small")
+    async def small(number: int) -> int:
+        return number
+
+    @dbos.workflow(name="failing")
+    async def failing(number: int) -> None:
+        raise ValueError(f"no {number}")
+
+    @dbos.workflow(name="late")
+    async def late(number: int) -> int:
+        await goes_on.wait()
+        return number
+
+    workflows: list[Callable[..., Any]] = [large, small, failing, late]
+    dbos.launch()
+    for index, workflow in enumerate(workflows):
+        for number in range(10):
+            with SetWorkflowID(f"{index}-{number}"):
+                await dbos.start_workflow_async(workflow, number)
+    while len(engine().runs.all()) > 10:
+        await asyncio.sleep(0.005)
+
+    with DBOSClient(system_database_url=config["system_database_url"]) as client:
+        handles = [
+            await client.retrieve_workflow_async(f"{index}-{number}") for index in range(4) for number in range(10)
+        ]
+        waiting = [asyncio.ensure_future(handle.get_result()) for handle in handles]
+        ended = await asyncio.gather(*waiting[:30], return_exceptions=True)
+        goes_on.set()
+        late_ones = await asyncio.gather(*waiting[30:])
+
+    assert ended[:10] == [str(number) * MAX_SMALL for number in range(10)]
+    assert ended[10:20] == list(range(10))
+    assert [str(error) for error in ended[20:]] == [f"no {number}" for number in range(10)]
+    assert late_ones == list(range(10))

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from dbos import DBOS, SetWorkflowID
+from dbos import DBOS, DBOSClient, DBOSConfig, DBOSException, Queue, SetEnqueueOptions, SetWorkflowID
 from dbos._engine.execution import note_cancelled
 from dbos._engine.flow import drive
-from dbos._error import DBOSAwaitedWorkflowCancelledError, DBOSWorkflowCancelledError
-from tests.integration.histories import PATIENCE_S, engine, eventually, recorded, row
+from dbos._error import DBOSAwaitedWorkflowCancelledError, DBOSNonExistentWorkflowError, DBOSWorkflowCancelledError
+from tests.integration.histories import PATIENCE_S, change, engine, eventually, recorded, row
 
 
 def start(dbos: type[DBOS], workflow: Callable[..., Any], *args: Any, workflow_id: str = "wf") -> Any:
@@ -416,6 +418,32 @@ def test_many_workflows_are_cancelled_and_resumed_together(dbos: type[DBOS]) -> 
     assert [handle.get_result() for handle in dbos.resume_workflows(ids)] == list(range(20))
 
 
+def test_of_several_none_is_resumed_if_one_does_not_exist(dbos: type[DBOS]) -> None:
+    @dbos.workflow()
+    def workflow() -> None:
+        dbos.sleep(3600)
+
+    dbos.launch()
+    start(dbos, workflow)
+    dbos.cancel_workflow("wf")
+
+    with pytest.raises(DBOSNonExistentWorkflowError, match="unknown"):
+        dbos.resume_workflows(["wf", "unknown"])
+    with pytest.raises(DBOSNonExistentWorkflowError, match="unknown"):
+        dbos.resume_workflow("unknown")
+
+    assert row("wf").status == "CANCELLED"
+
+
+def test_one_id_is_no_list_of_ids(dbos: type[DBOS]) -> None:
+    dbos.launch()
+
+    with pytest.raises(TypeError, match=r"cancel_workflows takes a list of ids: write \['abc'\]"):
+        dbos.cancel_workflows("abc")
+    with pytest.raises(TypeError, match=r"resume_workflows takes a list of ids: write \['abc'\]"):
+        dbos.resume_workflows("abc")
+
+
 def test_calling_a_cancelled_workflow_again_raises_that_it_was_cancelled(dbos: type[DBOS]) -> None:
     @dbos.workflow()
     def workflow() -> None:
@@ -451,3 +479,289 @@ def test_in_a_workflow_cancelling_and_resuming_others_is_recorded(dbos: type[DBO
         workflow()
 
     assert recorded("wf") == [(1, "DBOS.cancelWorkflow"), (2, "DBOS.cancelWorkflow"), (3, "DBOS.resumeWorkflow")]
+
+
+# -- where a workflow is resumed ---------------------------------------------------------------------------------------
+
+
+def cancelled(dbos: type[DBOS], workflow_id: str = "wf", partition_key: str | None = None) -> None:
+    """A cancelled workflow, which would return ``"resumed"``; with a partition key if it was in a partitioned queue."""
+
+    @dbos.workflow(name=f"workflow of {workflow_id}")
+    def workflow() -> str:
+        return "resumed"
+
+    with SetWorkflowID(workflow_id), SetEnqueueOptions(queue_partition_key=partition_key, delay_seconds=1000):
+        dbos.enqueue_workflow("unknown", workflow)
+    dbos.cancel_workflow(workflow_id)
+
+
+def test_what_could_never_run_where_it_is_resumed_is_refused(dbos: type[DBOS]) -> None:
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"queue_name": "declared"}, "partitioned queue declared without a partition key"),
+        ({"queue_name": "registered"}, "partitioned queue registered without a partition key"),
+        ({"queue_name": "plain", "queue_partition_key": "k"}, "Key k was used with non-partitioned queue plain"),
+        ({"queue_partition_key": "k"}, "Key k was used with non-partitioned queue _dbos_internal_queue"),
+        ({"queue_name": ""}, "Invalid queue name ''"),
+        ({"queue_name": "q" * 3000}, "Invalid queue name"),
+        ({"queue_name": "declared", "queue_partition_key": "a\0b"}, "Invalid queue_partition_key"),
+        ({"queue_name": "declared", "queue_partition_key": "k" * 3000}, "Invalid queue_partition_key"),
+    ]
+    Queue("declared", partition_queue=True)
+    Queue("plain")
+    dbos.launch()
+    dbos.register_queue("registered", partition_concurrency=1)
+    cancelled(dbos, "keyed", "k")
+    cancelled(dbos)
+
+    for choices, message in refused:
+        with pytest.raises(Exception, match=message) as caught:
+            dbos.resume_workflow("wf", **choices)
+        with pytest.raises(Exception, match=message):
+            dbos.resume_workflows(["keyed", "wf"], **choices)
+        assert isinstance(caught.value, DBOSException) == message.startswith("Invalid")
+
+    assert [row(each).status for each in ("keyed", "wf")] == ["CANCELLED"] * 2
+
+
+@pytest.mark.parametrize("queue_name", ["declared", "registered"])
+def test_a_workflow_is_resumed_in_a_partition_of_its_own_or_in_one_that_is_given(
+    dbos: type[DBOS], queue_name: str
+) -> None:
+    Queue("declared", 1, partition_queue=True)
+    dbos.launch()
+    dbos.register_queue("registered", partition_concurrency=1)
+    cancelled(dbos, "own", "k")
+    cancelled(dbos, "none")
+    cancelled(dbos, "other", "k")
+
+    resumed = [
+        dbos.resume_workflow("own", queue_name=queue_name),
+        *dbos.resume_workflows(["none", "other"], queue_name=queue_name, queue_partition_key="new"),
+    ]
+
+    assert [handle.get_result() for handle in resumed] == ["resumed"] * 3
+    assert [row(handle.workflow_id).queue_partition_key for handle in resumed] == ["k", "new", "new"]
+    again = dbos.resume_workflows([handle.workflow_id for handle in resumed], queue_name=queue_name)  # all finished
+    assert len(again) == 3
+
+
+def test_a_finished_workflow_needs_no_partition(dbos: type[DBOS]) -> None:
+    Queue("declared", partition_queue=True)
+
+    @dbos.workflow()
+    def workflow() -> str:
+        return "done"
+
+    dbos.launch()
+    start(dbos, workflow).get_result()
+
+    assert dbos.resume_workflow("wf", queue_name="declared").get_result() == "done"
+
+
+# -- ids that no workflow can have -------------------------------------------------------------------------------------
+
+
+def test_an_id_that_no_workflow_can_have_is_refused_wherever_it_is_given(dbos: type[DBOS]) -> None:
+    impossible: list[Any] = ["a\0b", "a\ud800", "", 7, None]
+    operations: tuple[Callable[[Any], Any], ...] = (
+        dbos.get_result,
+        dbos.get_workflow_status,
+        dbos.list_workflow_steps,
+        dbos.retrieve_workflow,
+        lambda each: dbos.retrieve_workflow(each, existing_workflow=False),
+        dbos.cancel_workflow,
+        lambda each: dbos.cancel_workflows(["good", each]),
+        dbos.resume_workflow,
+        lambda each: dbos.resume_workflows(["good", each]),
+        lambda each: dbos.fork_workflow(each, 1),
+        lambda each: dbos.set_workflow_delay(each, delay_seconds=1),
+        SetWorkflowID,
+    )
+    dbos.launch()
+
+    for operation, workflow_id in itertools.product(operations, impossible):
+        with pytest.raises(DBOSException, match="Invalid workflow ID"):
+            operation(workflow_id)
+
+
+# -- children ----------------------------------------------------------------------------------------------------------
+
+
+class Tree:
+    """A workflow that starts children, which start theirs, and all of them wait."""
+
+    def __init__(self, dbos: type[DBOS]) -> None:
+        @dbos.workflow(name="leaf")
+        def leaf() -> None:
+            dbos.sleep(3600)
+
+        @dbos.workflow(name="branch")
+        def branch(ends: bool) -> None:
+            dbos.start_workflow(leaf)
+            if not ends:
+                dbos.sleep(3600)
+
+        @dbos.workflow(name="root")
+        def root() -> None:
+            dbos.start_workflow(branch, False)
+            dbos.start_workflow(branch, True).get_result()
+            dbos.start_workflow(leaf)
+            with SetWorkflowID("other"):
+                dbos.start_workflow(leaf)  # which exists
+            dbos.sleep(3600)
+
+        self.leaf, self.root = leaf, root
+
+
+def test_children_are_cancelled_with_their_parent_also_those_of_a_child_that_has_ended(dbos: type[DBOS]) -> None:
+    tree = Tree(dbos)
+    dbos.launch()
+    start(dbos, tree.leaf, workflow_id="other")
+    start(dbos, tree.root)
+    eventually(lambda: (6, "DBOS.sleep") in recorded("wf"))
+
+    dbos.cancel_workflow("wf", cancel_children=True)
+
+    statuses = {each.workflow_id: each.status for each in dbos.list_workflows()}
+    assert statuses == {
+        "wf": "CANCELLED",
+        "wf-1": "CANCELLED",
+        "wf-1-1": "CANCELLED",
+        "wf-2": "SUCCESS",
+        "wf-2-1": "CANCELLED",
+        "wf-4": "CANCELLED",
+        "other": "PENDING",
+    }
+    eventually(lambda: [run.workflow_id for run in engine().runs.all()] == ["other"])
+
+
+async def test_coroutines_and_clients_cancel_children_too(dbos: type[DBOS], config: DBOSConfig) -> None:
+    tree = Tree(dbos)
+    dbos.launch()
+    for workflow_id in ("other", "ours", "theirs"):
+        with SetWorkflowID(workflow_id):
+            await dbos.start_workflow_async(tree.leaf if workflow_id == "other" else tree.root)
+    await asyncio.to_thread(eventually, lambda: all((6, "DBOS.sleep") in recorded(root) for root in ("ours", "theirs")))
+
+    with DBOSClient(system_database_url=config["system_database_url"]) as client:
+        await dbos.cancel_workflow_async("ours", cancel_children=True)
+        await client.cancel_workflows_async(["theirs"], cancel_children=True)
+
+    running = await dbos.list_workflows_async(status="PENDING")
+    assert [each.workflow_id for each in running] == ["other"]
+
+
+def test_no_child_outlives_a_parent_that_is_cancelled_while_it_starts_them(
+    dbos: type[DBOS], config: DBOSConfig
+) -> None:
+    """Fault F3: here and from another process, while children and theirs are started as fast as it goes."""
+    queue = Queue("queue")
+
+    @dbos.workflow()
+    def leaf(depth: int) -> None:
+        dbos.sleep(3600)
+
+    @dbos.workflow()
+    def busy(depth: int) -> None:
+        for number in itertools.count():
+            child: Any = busy if depth < 2 else leaf
+            if number % 2:
+                queue.enqueue(child, depth + 1)
+            else:
+                dbos.start_workflow(child, depth + 1)
+
+    dbos.launch()
+    with DBOSClient(system_database_url=config["system_database_url"]) as client:
+        cancellers: list[Any] = [dbos, client, dbos, client]
+        for canceller in cancellers:
+            start(dbos, busy, 0)
+            eventually(lambda: len(dbos.list_workflows(workflow_id_prefix="wf")) > 20)
+
+            canceller.cancel_workflow("wf", cancel_children=True)
+
+            assert dbos.list_workflows(workflow_id_prefix="wf", status=["PENDING", "ENQUEUED"]) == []
+            canceller.delete_workflow("wf", delete_children=True)
+            assert dbos.list_workflows(workflow_id_prefix="wf") == []
+
+
+SLOW_CHILDREN = """
+CREATE FUNCTION dbos.be_slow() RETURNS trigger LANGUAGE plpgsql AS
+$$ BEGIN PERFORM pg_sleep(0.3); RETURN NEW; END $$
+"""
+SLOW_TRIGGER = """
+CREATE TRIGGER be_slow BEFORE INSERT ON dbos.workflow_status FOR EACH ROW
+WHEN (NEW.parent_workflow_id IS NOT NULL) EXECUTE FUNCTION dbos.be_slow()
+"""
+SLEEPING = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()"
+
+
+@pytest.mark.dbos_databases("postgres")
+@pytest.mark.parametrize("verb", ["cancel", "delete"])
+def test_a_child_that_is_being_written_when_its_parent_is_cancelled_is_found(dbos: type[DBOS], verb: str) -> None:
+    """Its parent was still there when that was looked at, and it is not there yet when children are looked for."""
+
+    @dbos.workflow()
+    def child() -> None:
+        dbos.sleep(3600)
+
+    @dbos.workflow()
+    def parent() -> None:
+        dbos.start_workflow(child)
+
+    dbos.launch()
+    change(SLOW_CHILDREN)
+    change(SLOW_TRIGGER)
+    start(dbos, parent)
+    eventually(lambda: engine().db.read(lambda connection: connection.one(SLEEPING)))
+
+    if verb == "cancel":
+        dbos.cancel_workflow("wf", cancel_children=True)
+        assert {each.workflow_id: each.status for each in dbos.list_workflows()} == dict.fromkeys(
+            ("wf", "wf-1"), "CANCELLED"
+        )
+    else:
+        dbos.delete_workflow("wf", delete_children=True)
+        assert dbos.list_workflows() == []
+
+
+def test_overlapping_bulk_changes_from_several_sides_do_not_block_each_other(
+    dbos: type[DBOS], config: DBOSConfig
+) -> None:
+    """Fault F9."""
+    dbos.launch()
+    ids = [f"w{number}" for number in range(60)]
+    for workflow_id in ids:
+        dbos.enqueue_workflow_with_options(
+            {"workflow_name": "workflow", "queue_name": "nowhere", "workflow_id": workflow_id}
+        )
+
+    def cancel(side: Any, some: list[str]) -> None:
+        for _ in range(10):
+            side.cancel_workflows(some)
+
+    def resume(side: Any, some: list[str]) -> None:
+        for _ in range(10):
+            side.resume_workflows(some, queue_name="nowhere")
+
+    with (
+        DBOSClient(system_database_url=config["system_database_url"]) as client,
+        ThreadPoolExecutor() as threads,
+    ):
+        some, others = ids[:40], ids[:19:-1]
+        changes = [
+            threads.submit(change, side, chosen)
+            for change, side, chosen in (
+                (cancel, dbos, some),
+                (resume, dbos, others),
+                (cancel, client, others),
+                (resume, client, some),
+            )
+        ]
+        for each in changes:
+            each.result(PATIENCE_S)
+        deletions = [threads.submit(side.delete_workflows, chosen) for side, chosen in ((dbos, some), (client, others))]
+        for deletion in deletions:
+            deletion.result(PATIENCE_S)
+
+    assert dbos.list_workflows() == []

@@ -161,8 +161,8 @@ def test_parent_and_child_that_died_together_are_recovered_together(dbos: type[D
     assert len(calls) == 1
 
 
-@pytest.mark.parametrize("started", [True, False])
-def test_an_error_of_a_child_is_recorded_in_its_parent_once(dbos: type[DBOS], started: bool) -> None:
+@pytest.mark.parametrize("way", ["called", "by its handle", "by its id"])
+def test_an_error_of_a_child_is_recorded_in_its_parent_once(dbos: type[DBOS], way: str) -> None:
     calls: list[int] = []
 
     @dbos.workflow()
@@ -173,10 +173,11 @@ def test_an_error_of_a_child_is_recorded_in_its_parent_once(dbos: type[DBOS], st
     @dbos.workflow()
     def workflow() -> str:
         try:
-            if started:
-                dbos.start_workflow(child).get_result()
-            else:
+            if way == "called":
                 child()
+            else:
+                handle = dbos.start_workflow(child)
+                handle.get_result() if way == "by its handle" else dbos.get_result(handle.workflow_id)
         except LookupError as error:
             return str(error)
         return "no error"
@@ -190,7 +191,8 @@ def test_an_error_of_a_child_is_recorded_in_its_parent_once(dbos: type[DBOS], st
     assert len(calls) == 1
 
 
-def test_that_a_child_was_cancelled_is_recorded_even_if_it_is_resumed_later(dbos: type[DBOS]) -> None:
+@pytest.mark.parametrize("way", ["by its handle", "by its id"])
+def test_that_a_child_was_cancelled_is_recorded_even_if_it_is_resumed_later(dbos: type[DBOS], way: str) -> None:
     has_begun = threading.Event()
 
     @dbos.workflow()
@@ -202,7 +204,8 @@ def test_that_a_child_was_cancelled_is_recorded_even_if_it_is_resumed_later(dbos
     @dbos.workflow()
     def workflow() -> str:
         try:
-            dbos.start_workflow(child).get_result()
+            handle = dbos.start_workflow(child)
+            handle.get_result() if way == "by its handle" else dbos.get_result(handle.workflow_id)
         except DBOSAwaitedWorkflowCancelledError as error:
             return error.workflow_id
         return "not cancelled"
@@ -279,7 +282,7 @@ def test_awaiting_a_workflow_that_is_started_later(dbos: type[DBOS]) -> None:
     results: list[int] = []
     waiting = threading.Thread(target=lambda: results.append(dbos.get_result("wf")))
     waiting.start()
-    eventually(lambda: "workflow:wf" in engine().db.wakeups.keys())  # noqa: SIM118  # not a dict
+    eventually(lambda: ("outcome", "wf") in engine().db.wakeups.keys())  # noqa: SIM118  # not a dict
 
     run(workflow)
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from dbos import DBOS, DBOSConfiguredInstance, DBOSException, SetWorkflowID
-from dbos._dbos import _process
 from dbos._error import DBOSConflictingWorkflowError
+from dbos._process import process as _process
 from dbos._registrations import DBOSFuncType, get_func_info, get_or_create_class_info
 from tests.integration.crashes import Crash, recover
 from tests.integration.histories import engine, eventually

@@ -12,12 +12,12 @@ import pytest
 
 from dbos import DBOS, DBOSContextEnsure, DBOSException, SetWorkflowID, SetWorkflowTimeout, WorkflowHandle
 from dbos._context import current_context
-from dbos._dbos import _process
 from dbos._error import (
     DBOSAwaitedWorkflowCancelledError,
     DBOSConflictingWorkflowError,
     MaxRecoveryAttemptsExceededError,
 )
+from dbos._process import process as _process
 from tests.integration.crashes import Crash, recover
 
 

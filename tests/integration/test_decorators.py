@@ -13,8 +13,8 @@ import pytest
 
 from dbos import DBOS, DBOSConfig, SetWorkflowID, WorkflowSerializationFormat
 from dbos._core import decorate_workflow
-from dbos._dbos import _process
 from dbos._error import DBOSConflictingRegistrationError, DBOSException
+from dbos._process import process as _process
 from dbos._registrations import get_dbos_func_name, get_func_info
 from dbos._registry import Registry
 from tests.integration.crashes import Crash, recover
@@ -453,29 +453,30 @@ def second_workflow() -> int:
 
 
 def test_the_application_version_does_not_depend_on_the_order_of_registration() -> None:
-    one = registry_of(first_workflow, second_workflow).application_version("1.0")
-    other = registry_of(second_workflow, first_workflow).application_version("1.0")
+    one = registry_of(first_workflow, second_workflow).application_version("1.0", "app")
+    other = registry_of(second_workflow, first_workflow).application_version("1.0", "app")
 
     assert one == other
     assert len(one) == 32
 
 
-def test_the_application_version_changes_with_the_code_and_with_the_library() -> None:
+def test_the_application_version_changes_with_code_library_and_application() -> None:
     versions = {
-        registry_of(first_workflow).application_version("1.0"),
-        registry_of(second_workflow).application_version("1.0"),
-        registry_of(first_workflow, second_workflow).application_version("1.0"),
-        registry_of(first_workflow).application_version("1.1"),
+        registry_of(first_workflow).application_version("1.0", "app"),
+        registry_of(second_workflow).application_version("1.0", "app"),
+        registry_of(first_workflow, second_workflow).application_version("1.0", "app"),
+        registry_of(first_workflow).application_version("1.1", "app"),
+        registry_of(first_workflow).application_version("1.0", "other"),
     }
 
-    assert len(versions) == 4
+    assert len(versions) == 5
 
 
 def test_code_without_source_has_the_default_version(log: pytest.LogCaptureFixture) -> None:
     namespace: dict[str, Any] = {}
     exec("def workflow(): pass", namespace)
 
-    version = registry_of(namespace["workflow"]).application_version("1.0")
+    version = registry_of(namespace["workflow"]).application_version("1.0", "app")
 
     assert version == "DEFAULT_VERSION"
     assert "Set application_version" in log.text

@@ -7,13 +7,19 @@ import logging
 import threading
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import sqlalchemy as sa
 
-from dbos import DBOS, DBOSConfig, SetWorkflowID
+from dbos import DBOS, DBOSConfig, SetWorkflowID, SetWorkflowTimeout, _threads
+from dbos._engine import loops
 from dbos._error import DBOSDatabaseUnavailableError, DBOSException
-from tests.integration.histories import PATIENCE_S, engine, eventually, row
+from dbos._operations import lifecycle
+from dbos._sysdb.committer import Committer
+from dbos._sysdb.dialects.postgres import listener
+from tests.conformance.proxy import Proxy
+from tests.integration.histories import PATIENCE_S, engine, eventually, recorded, row
 
 
 def threads() -> set[str]:
@@ -305,3 +311,128 @@ def test_destroying_under_load_closes_the_database_last(
     eventually(lambda: not dbos.list_workflows(status=["PENDING", "ENQUEUED"]))
     assert {status.output for status in dbos.list_workflows(status="SUCCESS")} == {10, 11}
     assert dbos.list_workflows(status="ERROR") == []
+
+
+@pytest.mark.parametrize("from_loop", [False, True], ids=["from a thread", "from the loop"])
+async def test_destroying_while_timeouts_are_running(dbos: type[DBOS], config: DBOSConfig, from_loop: bool) -> None:
+    @dbos.workflow()
+    def workflow() -> None:
+        dbos.sleep(3600)
+
+    @dbos.workflow()
+    async def workflow_async() -> None:
+        await dbos.sleep_async(3600)
+
+    dbos.launch()
+    for number in range(10):
+        # Some end in the very moment in which everything is taken down.
+        with SetWorkflowID(f"wf{number}"), SetWorkflowTimeout(600 if number % 2 else 0.05):
+            await dbos.start_workflow_async(workflow if number % 4 < 2 else workflow_async)
+    deadlines = [row(f"wf{number}").workflow_deadline_epoch_ms for number in range(10)]
+    waiting = asyncio.ensure_future(dbos.get_result_async("wf1"))
+    await asyncio.sleep(0.04)
+
+    if from_loop:
+        dbos.destroy()
+    else:
+        await asyncio.wait_for(asyncio.to_thread(dbos.destroy), PATIENCE_S)
+
+    with pytest.raises(DBOSDatabaseUnavailableError):
+        await asyncio.wait_for(waiting, PATIENCE_S)
+    await asyncio.to_thread(eventually, lambda: threads() == set())
+    DBOS(config=config)
+    dbos.launch()
+    assert [row(f"wf{number}").workflow_deadline_epoch_ms for number in range(10)] == deadlines
+    await asyncio.to_thread(eventually, lambda: all(row(f"wf{each}").status == "CANCELLED" for each in range(0, 10, 2)))
+    assert {row(f"wf{number}").status for number in range(1, 10, 2)} <= {"PENDING", "ENQUEUED"}
+
+
+@pytest.mark.parametrize("blocks_loop", [False, True], ids=["a thread", "our loop"])
+def test_a_workflow_that_blocks_does_not_hold_up_destroy(
+    dbos: type[DBOS], config: DBOSConfig, monkeypatch: pytest.MonkeyPatch, blocks_loop: bool
+) -> None:
+    monkeypatch.setattr(lifecycle, "SHUTDOWN_GRACE_S", 0.05)
+    monkeypatch.setattr(loops, "STUCK_LOOP_S", 0.05)
+    has_begun, may_end, calls = threading.Event(), threading.Event(), []
+
+    def block() -> None:
+        calls.append(1)
+        has_begun.set()
+        assert may_end.wait(PATIENCE_S)
+
+    @dbos.step()
+    def step() -> int:
+        return len(calls)
+
+    @dbos.workflow()
+    def workflow() -> int:
+        block()
+        return step()
+
+    @dbos.workflow()
+    async def workflow_async() -> int:
+        block()
+        return await dbos.run_step_async(None, step)
+
+    dbos.launch()
+    with SetWorkflowID("wf"):
+        dbos.start_workflow(workflow_async if blocks_loop else workflow)
+    assert has_begun.wait(PATIENCE_S)
+
+    ending = threading.Thread(target=dbos.destroy)
+    ending.start()
+    ending.join(PATIENCE_S / 2)
+
+    assert not ending.is_alive()
+    assert not may_end.is_set()
+    may_end.set()
+    eventually(lambda: threads() == set())
+    DBOS(config=config)
+    dbos.launch()
+    assert dbos.get_result("wf") == 2
+
+
+@pytest.mark.dbos_databases("postgres")
+@pytest.mark.parametrize("frozen", [b"LISTEN", b""], ids=["the listener", "everything"])
+def test_a_server_that_does_not_answer_does_not_hold_up_destroy(
+    dbos: type[DBOS], config: DBOSConfig, monkeypatch: pytest.MonkeyPatch, frozen: bytes
+) -> None:
+    url = config["system_database_url"]
+    assert url is not None
+    if not urlsplit(url).query:
+        pytest.skip("the proxy speaks to a socket in the file system")
+    monkeypatch.setattr(lifecycle, "DATABASE_PATIENCE_S", 0.2)
+    monkeypatch.setattr(lifecycle, "LEAVING_PATIENCE_S", 0.5)
+    monkeypatch.setattr(listener, "STOP_PATIENCE_S", 0.2)
+    monkeypatch.setattr(_threads, "JOIN_S", 0.2)
+    monkeypatch.setattr(Committer.close, "__defaults__", (0.2,))
+
+    @dbos.workflow()
+    def workflow() -> str:
+        if not is_relaunched:
+            dbos.sleep(3600)
+        return "done"
+
+    is_relaunched = False
+    dbos.destroy()
+    with Proxy.before(url) as proxy:
+        DBOS(config={**config, "system_database_url": proxy.url, "lease_s": 1})
+        proxy.freezes_what_sends(frozen)
+        dbos.launch()
+        with SetWorkflowID("wf"):
+            dbos.start_workflow(workflow)
+        eventually(lambda: len(recorded("wf")) == 1)
+        proxy.freeze()
+        engine().db.publish("nobody hears of it")
+
+        ending = threading.Thread(target=dbos.destroy)
+        ending.start()
+        ending.join(PATIENCE_S)
+
+        assert not ending.is_alive()
+    eventually(lambda: threads() == set())
+    is_relaunched = True
+    DBOS(config=config)
+    dbos.launch()
+    engine().db.change(lambda connection: connection.run("DELETE FROM dbos.operation_outputs"))
+    assert dbos.get_result("wf") == "done"

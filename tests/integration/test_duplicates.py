@@ -123,7 +123,7 @@ def lose_to_another() -> None:
         "UPDATE dbos.workflow_status SET status = 'ENQUEUED', owner_instance = NULL, run_token = NULL, "
         "queue_name = '_dbos_internal_queue', started_at_epoch_ms = NULL"
     )
-    engine().dispatch()
+    engine().dispatch(None)
 
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["thread", "coroutine"])

@@ -10,16 +10,15 @@ from typing import Any
 import psycopg
 import pytest
 
-from dbos import DBOS, DBOSConfig, SetWorkflowID
+from dbos import DBOS, DBOSConfig, SetWorkflowID, SetWorkflowTimeout
+from dbos._process import process
 from dbos._sysdb.connection import Connection
-from tests.integration.histories import PATIENCE_S, engine, eventually, row, steps
+from tests.integration.histories import PATIENCE_S, change, engine, eventually, row, steps
 
 MIB = 1024 * 1024
 
 # SQLite locks no rows: whoever writes has the whole file.
-on_postgres = pytest.mark.parametrize(
-    "config", [pytest.param("postgres", marks=pytest.mark.postgres)], indirect=True, ids=["postgres"]
-)
+on_postgres = pytest.mark.dbos_databases("postgres")
 
 
 def define_others(dbos: type[DBOS]) -> Callable[[], None]:
@@ -126,6 +125,55 @@ def test_a_step_whose_place_somebody_has_taken_and_not_committed_waits_alone(
         assert row("w").status == "PENDING"
 
     assert handle.get_result() == "ours"
+
+
+@on_postgres
+def test_what_is_overdue_and_locked_keeps_no_other_deadline_waiting(dbos: type[DBOS], config: DBOSConfig) -> None:
+    @dbos.workflow(name="work")
+    def work() -> None:
+        dbos.sleep(3600)
+
+    dbos.launch()
+    with SetWorkflowID("locked"), SetWorkflowTimeout(0.3):
+        dbos.start_workflow(work)
+    with held(config, "SELECT 1 FROM dbos.workflow_status WHERE workflow_uuid = 'locked' FOR UPDATE"):
+        eventually(lambda: engine().db.now_ms() > (row("locked").workflow_deadline_epoch_ms or 0))
+        with SetWorkflowID("other"), SetWorkflowTimeout(0.01):
+            dbos.start_workflow(work)
+        eventually(lambda: row("other").status == "CANCELLED")
+        assert row("locked").status == "PENDING"
+
+    eventually(lambda: row("locked").status == "CANCELLED")
+
+
+@on_postgres
+def test_what_is_to_be_enqueued_again_and_locked_keeps_no_lease_from_being_renewed(
+    dbos: type[DBOS], config: DBOSConfig
+) -> None:
+    @dbos.workflow(name="work")
+    def work() -> str:
+        return "done"
+
+    dbos.launch()
+    with SetWorkflowID("locked"):
+        dbos.start_workflow(work).get_result()
+    assert process.runtime is not None
+    leases = process.runtime._leases
+    change(
+        "UPDATE dbos.workflow_status SET status = 'PENDING', output = NULL, completed_at = NULL, "
+        "owner_instance = :instance WHERE workflow_uuid = 'locked'",
+        instance=engine().instance_id,
+    )
+    with held(config, "SELECT 1 FROM dbos.workflow_status WHERE workflow_uuid = 'locked' FOR UPDATE"):
+        rounds = threading.Thread(target=lambda: [leases.work_once() for _ in range(3)], daemon=True)
+        rounds.start()
+        rounds.join(PATIENCE_S)
+        assert not rounds.is_alive()
+        assert row("locked").status == "PENDING"
+
+    leases.work_once()
+
+    assert dbos.retrieve_workflow("locked").get_result() == "done"
 
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["thread", "coroutine"])

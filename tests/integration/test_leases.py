@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,11 @@ from dbos._services.leases import Leases
 from dbos._services.process import is_gone, own_identity
 from dbos._services.recovery import Recovery
 from dbos._sys_db import SystemDatabase
+from dbos._sysdb.connection import Connection
 from dbos._sysdb.operations import RecordOutcome, RecordStep
 from dbos._sysdb.rows import ExecutorRow, StatusRow
 from tests.acceptance.harness import until
+from tests.integration.histories import PATIENCE_S
 
 LEASE_S = 30.0
 
@@ -226,6 +229,32 @@ def test_a_look_for_work_without_an_owner_that_fails_is_repeated(
             staying.recovery.take_over_once()
 
     assert staying.recovery.take_over_once() == [run.workflow_id]
+
+
+@pytest.mark.dbos_databases("postgres")
+def test_taking_over_keeps_no_sign_of_life_waiting(executor: Build) -> None:
+    """Bulk recovery was committed where heartbeats are: whoever took over much looked dead meanwhile."""
+    taker, leaver = executor(), executor()
+    run = leaver.begin()
+    leaver.leases.leave()
+    taken, has_come, may_end = list[str](), threading.Event(), threading.Event()
+
+    def hold(connection: Connection) -> None:
+        has_come.set()
+        assert may_end.wait(PATIENCE_S)
+
+    busy = threading.Thread(target=taker.engine.db.change, args=(hold,))
+    taking = threading.Thread(target=lambda: taken.extend(taker.recovery.take_over_once()))
+    busy.start()
+    assert has_come.wait(PATIENCE_S)
+    taking.start()
+    taking.join(PATIENCE_S)
+    taken_meanwhile = list(taken)
+    may_end.set()
+    busy.join(PATIENCE_S)
+    taking.join(PATIENCE_S)
+
+    assert taken_meanwhile == [run.workflow_id]
 
 
 def test_work_of_another_version_is_left_to_that_version(executor: Build) -> None:

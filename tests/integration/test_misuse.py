@@ -5,13 +5,15 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Iterator
+from datetime import datetime
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from dbos import DBOS, DBOSConfig, DBOSConfiguredInstance, DBOSException
-from dbos._dbos import _process
+from dbos import DBOS, DBOSConfig, DBOSConfiguredInstance, DBOSException, SendMessage
 from dbos._error import DBOSNonExistentWorkflowError, DBOSWorkflowFunctionNotFoundError
+from dbos._process import process as _process
 
 
 @pytest.fixture
@@ -34,6 +36,8 @@ def nothing() -> Iterator[type[DBOS]]:
 def plain() -> None: ...
 
 
+SOME_HANDLE: Any = SimpleNamespace(workflow_id="id")
+
 BLOCKING: dict[str, Callable[[], object]] = {
     "run_step": lambda: DBOS.run_step(None, plain),
     "get_workflow_status": lambda: DBOS.get_workflow_status("id"),
@@ -42,10 +46,60 @@ BLOCKING: dict[str, Callable[[], object]] = {
     "sleep": lambda: DBOS.sleep(1),
     "cancel_workflow": lambda: DBOS.cancel_workflow("id"),
     "cancel_workflows": lambda: DBOS.cancel_workflows(["id"]),
+    "delete_workflow": lambda: DBOS.delete_workflow("x"),
+    "delete_workflows": lambda: DBOS.delete_workflows(["x"]),
+    "list_management_actions": DBOS.list_management_actions,
+    "retry_workflow": lambda: DBOS.retry_workflow("x"),
+    "retry_workflows": lambda: DBOS.retry_workflows(["x"]),
+    "update_workflow_attributes": lambda: DBOS.update_workflow_attributes("x", None),
+    "wait_first": lambda: DBOS.wait_first([SOME_HANDLE]),
     "resume_workflow": lambda: DBOS.resume_workflow("id"),
     "resume_workflows": lambda: DBOS.resume_workflows(["id"]),
     "list_workflows": lambda: DBOS.list_workflows(),
     "list_workflow_steps": lambda: DBOS.list_workflow_steps("id"),
+    "list_queued_workflows": lambda: DBOS.list_queued_workflows(),
+    "set_workflow_delay": lambda: DBOS.set_workflow_delay("wf", delay_seconds=1),
+    "register_queue": lambda: DBOS.register_queue("mail"),
+    "retrieve_queue": lambda: DBOS.retrieve_queue("mail"),
+    "list_queues": lambda: DBOS.list_queues(),
+    "delete_queue": lambda: DBOS.delete_queue("mail"),
+    "create_schedule": lambda: DBOS.create_schedule(schedule_name="nightly", workflow_fn=plain, schedule="@daily"),
+    "update_schedule": lambda: DBOS.update_schedule("nightly"),
+    "apply_schedules": lambda: DBOS.apply_schedules([]),
+    "get_schedule": lambda: DBOS.get_schedule("nightly"),
+    "list_schedules": lambda: DBOS.list_schedules(),
+    "pause_schedule": lambda: DBOS.pause_schedule("nightly"),
+    "resume_schedule": lambda: DBOS.resume_schedule("nightly"),
+    "delete_schedule": lambda: DBOS.delete_schedule("nightly"),
+    "trigger_schedule": lambda: DBOS.trigger_schedule("nightly"),
+    "backfill_schedule": lambda: DBOS.backfill_schedule("nightly", datetime(2026, 1, 1), datetime(2026, 1, 2)),
+    "preview_schedule": lambda: DBOS.preview_schedule("@daily"),
+    "schedule_history": lambda: DBOS.schedule_history("nightly"),
+    "fork_workflow": lambda: DBOS.fork_workflow("id", 1),
+    "list_executors": lambda: DBOS.list_executors(),
+    "drain_executor": lambda: DBOS.drain_executor("id"),
+    "undrain_executor": lambda: DBOS.undrain_executor("id"),
+    "list_stranded_versions": lambda: DBOS.list_stranded_versions(),
+    "list_stranded_queues": lambda: DBOS.list_stranded_queues(),
+    "adopt_application_version": lambda: DBOS.adopt_application_version("another"),
+    "send": lambda: DBOS.send("id", "message"),
+    "send_bulk": lambda: DBOS.send_bulk([SendMessage("id", "message")]),
+    "recv": lambda: DBOS.recv(),
+    "set_event": lambda: DBOS.set_event("key", "value"),
+    "get_event": lambda: DBOS.get_event("id", "key"),
+    "get_all_events": lambda: DBOS.get_all_events("id"),
+    "write_stream": lambda: DBOS.write_stream("key", "value"),
+    "close_stream": lambda: DBOS.close_stream("key"),
+    "read_stream": lambda: next(DBOS.read_stream("id", "key")),
+    "read_stream_offset": lambda: DBOS.read_stream_offset("id", "key", 0),
+    "count_workflows": lambda: DBOS.count_workflows(),
+    "get_workflow_aggregates": lambda: DBOS.get_workflow_aggregates(group_by_status=True),
+    "get_metrics": lambda: DBOS.get_metrics("2026-01-01", "2026-01-02"),
+    "export_workflow": lambda: DBOS.export_workflow("id"),
+    "import_workflow": lambda: DBOS.import_workflow({}),
+    "run_retention": lambda: DBOS.run_retention({"max_count": 1}),
+    "patch": lambda: DBOS.patch("name"),
+    "deprecate_patch": lambda: DBOS.deprecate_patch("name"),
 }
 
 UNGUARDED: dict[str, Callable[[], object]] = {
@@ -54,7 +108,17 @@ UNGUARDED: dict[str, Callable[[], object]] = {
     "set_latest_application_version": lambda: DBOS.set_latest_application_version("test"),
 }
 
-USES_NO_DATABASE = {"run_step", "sleep"}  # outside of a workflow
+USES_NO_DATABASE = {  # outside of a workflow
+    "run_step",
+    "sleep",
+    "recv",
+    "set_event",
+    "write_stream",
+    "close_stream",
+    "import_workflow",
+    "patch",
+    "deprecate_patch",
+}
 
 
 # -- too early ---------------------------------------------------------------------------------------------------------
@@ -248,6 +312,31 @@ def test_resetting_the_system_database_empties_it(dbos: type[DBOS], config: DBOS
     assert dbos.list_workflows() == []
 
 
+@pytest.mark.parametrize("has_object", [True, False], ids=["of the object", "by its url"])
+def test_a_system_database_can_be_emptied_and_keeps_its_tables(
+    dbos: type[DBOS], config: DBOSConfig, has_object: bool
+) -> None:
+    @dbos.workflow()
+    def workflow() -> None:
+        dbos.set_event("key", "value")
+
+    dbos.launch()
+    workflow()
+    dbos.destroy()
+    if has_object:
+        dbos(config=config)
+        dbos.reset_system_database(truncate=True)
+    else:
+        dbos.reset_system_database(system_database_url=config["system_database_url"], truncate=True)
+
+    dbos(config={**config, "run_migrations": False})
+    dbos.destroy()
+    dbos(config={**config, "run_migrations": False})
+    dbos.launch()
+
+    assert dbos.list_workflows() == []
+
+
 def test_the_system_database_cannot_be_reset_after_launch(dbos: type[DBOS]) -> None:
     dbos.launch()
 
@@ -315,9 +404,10 @@ async def test_version_operations_starts_and_synchronous_calls_work_in_a_running
 
 
 def test_every_blocking_operation_is_in_the_table_above() -> None:
-    twins = {name.removesuffix("_async") for name in vars(DBOS) if name.endswith("_async")}
+    twins = {name.removesuffix("_async") for name in dir(DBOS) if name.endswith("_async")}
 
-    assert twins - {"start_workflow"} == set(BLOCKING) | set(UNGUARDED)
+    unguarded = {"start_workflow", "enqueue_workflow", "enqueue_workflow_with_options"}
+    assert twins - unguarded == set(BLOCKING) | set(UNGUARDED)
 
 
 async def test_run_step_async_may_be_made_where_no_loop_runs(dbos: type[DBOS]) -> None:

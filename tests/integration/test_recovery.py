@@ -12,7 +12,6 @@ import psycopg
 import pytest
 
 from dbos import DBOS, DBOSConfig, DBOSConfiguredInstance, SetWorkflowID
-from dbos._dbos import _process
 from dbos._engine import claims
 from dbos._engine.claims import resolve
 from dbos._engine.engine import Engine
@@ -23,6 +22,8 @@ from dbos._error import (
     MaxRecoveryAttemptsExceededError,
 )
 from dbos._operations import lifecycle
+from dbos._operations.handles import EngineHandle
+from dbos._process import process as _process
 from dbos._sysdb.rows import StatusRow
 from tests.acceptance.harness import until
 
@@ -491,7 +492,10 @@ def test_a_row_with_a_blank_id_is_not_run_under_another_one(dbos: type[DBOS], co
             f"SELECT '{blank}', {names} FROM dbos.workflow_status WHERE workflow_uuid = 'w'"
         )
 
-    assert recover("w", "", "  ") == ["done"] * 3
+    DBOS._recover_pending_workflows()
+    results: list[object] = [EngineHandle(engine(), workflow_id).get_result() for workflow_id in ("w", "", "  ")]
+
+    assert results == ["done"] * 3
     assert recover() == []
 
     assert calls[0] == "w"
@@ -632,7 +636,7 @@ def test_one_row_that_cannot_be_begun_does_not_strand_the_others_of_its_claim(
 
     monkeypatch.setattr(claims, "resolve", fail_once)
     DBOS._recover_pending_workflows()
-    until(lambda: sum(status(str(n)) == "SUCCESS" for n in range(5)) == 4, "the others to end")
+    until(lambda: sum(status(str(n)) == "SUCCESS" for n in range(5)) >= 4, "the others to end")
     DBOS._recover_pending_workflows()
 
     until(lambda: all(status(str(n)) == "SUCCESS" for n in range(5)), "the one that failed to be tried again")

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import ast
 import math
+import sqlite3
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import psycopg
 import pytest
+import sqlalchemy
 
 from dbos import DBOS, DBOSConfig, PortableWorkflowError, Serializer, SetWorkflowID
-from dbos._error import DBOSDeserializationError, DBOSException
+from dbos._error import DBOSDatabaseUnavailableError, DBOSDeserializationError, DBOSException
 from dbos._sysdb import committer
 from tests.integration.histories import change, engine, execute_again, recorded, row, steps
 
@@ -517,3 +520,79 @@ def test_a_row_names_the_format_it_is_in(config: DBOSConfig) -> None:
         assert DBOS.retrieve_workflow("wf").get_result() == 3
     finally:
         DBOS.destroy(destroy_registry=True)
+
+
+def test_a_schedule_runs_where_only_json_is_allowed(config: DBOSConfig) -> None:
+    config["allowed_serializers"] = ["json"]
+    DBOS.destroy(destroy_registry=True)
+    DBOS(config=config)
+    seen: list[Any] = []
+
+    @DBOS.workflow()
+    def workflow(scheduled_time: datetime, context: Any) -> datetime:
+        seen.append((scheduled_time, context))
+        return scheduled_time
+
+    DBOS.launch()
+    try:
+        start = datetime(2026, 10, 25, 0, 15, tzinfo=UTC)  # before the hour that is repeated in Berlin
+        DBOS.create_schedule(
+            schedule_name="s", workflow_fn=workflow, schedule="0 * * * *", cron_timezone="Europe/Berlin", context=[1]
+        )
+        handles = DBOS.backfill_schedule("s", start, start + timedelta(hours=1))
+        results = [handle.get_result() for handle in handles]
+
+        assert [result.isoformat() for result in results] == ["2026-10-25T02:00:00+01:00"]
+        assert seen == [(results[0], [1])]
+        assert str(results[0].tzinfo) == "Europe/Berlin"
+        assert row(handles[0].workflow_id).serialization == "json"
+    finally:
+        DBOS.destroy(destroy_registry=True)
+
+
+# What looks like a failure of the system database.
+RETRYABLE: dict[str, Exception] = {
+    "sqlite": sqlite3.OperationalError("database is locked"),
+    "postgres": psycopg.errors.SerializationFailure("could not serialize access"),
+    "connection": psycopg.OperationalError("server closed the connection unexpectedly"),
+    "sqlalchemy": sqlalchemy.exc.OperationalError("SELECT 1", {}, sqlite3.OperationalError("database is locked")),
+    "ours": DBOSDatabaseUnavailableError("another one's"),
+}
+
+
+@pytest.mark.parametrize("error", RETRYABLE.values(), ids=RETRYABLE)
+@pytest.mark.parametrize("is_async", [False, True])
+def test_the_error_of_a_child_is_raised_and_not_retried_whatever_it_looks_like(
+    dbos: type[DBOS], error: Exception, is_async: bool
+) -> None:
+    calls: list[str] = []
+
+    @dbos.workflow()
+    def child() -> None:
+        calls.append("child")
+        raise error
+
+    @dbos.workflow()
+    def parent() -> str:
+        handle = dbos.start_workflow(child)
+        with pytest.raises(type(error)) as caught:
+            handle.get_result()
+        return str(caught.value)
+
+    @dbos.workflow()
+    async def parent_async() -> str:
+        handle = await dbos.start_workflow_async(child)
+        with pytest.raises(type(error)) as caught:
+            await handle.get_result()
+        return str(caught.value)
+
+    dbos.launch()
+    chosen: Any = parent_async if is_async else parent
+    with SetWorkflowID("wf"):
+        first = dbos.start_workflow(chosen).get_result()
+
+    again = execute_again("wf").get_result()
+
+    assert first == again == str(error)
+    assert calls == ["child"]
+    assert [(step.function_name, step.error is not None) for step in steps("wf")][-1] == ("DBOS.getResult", True)

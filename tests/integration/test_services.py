@@ -13,25 +13,25 @@ from dbos import DBOS, DBOSConfig, SetWorkflowID
 from dbos._clock import VirtualClock
 from dbos._context import Context, SetWorkflowTimeout, current_context
 from dbos._core import decorate_workflow
-from dbos._dbos import _process
 from dbos._dbos_config import process_config
-from dbos._engine.engine import Engine, workflow_key
+from dbos._engine.engine import Engine
 from dbos._engine.flow import drive
 from dbos._engine.run import Run
 from dbos._engine.start import begin
 from dbos._error import DBOSDatabaseUnavailableError, ExecutorFencedError
-from dbos._operations.lifecycle import Runtime
+from dbos._process import process as _process
 from dbos._registry import Registry
 from dbos._services import deadlines
 from dbos._services.deadlines import Deadlines
 from dbos._services.dispatcher import REGISTRATION_GRACE_S, Dispatcher
 from dbos._services.leases import Leases
 from dbos._services.notifier import Notifier
+from dbos._services.recovery import Recovery
 from dbos._services.service import Service
 from dbos._sys_db import SystemDatabase
-from dbos._sysdb.wakeups import Signal
+from dbos._sysdb.wakeups import Signal, workflow_key
+from dbos.testing._postgres_server import Cluster
 from tests.acceptance.harness import until
-from tests.postgres_server import Cluster
 
 WAIT_S = 30.0
 
@@ -291,11 +291,11 @@ def test_a_launch_that_fails_leaves_nothing_behind_and_can_be_repeated(
     def work() -> str:
         return "done"
 
-    def fail(self: Runtime) -> None:
+    def fail(self: Recovery) -> None:
         raise RuntimeError("nothing can be reported today")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Runtime, "_report_stranded", fail)
+        patch.setattr(Recovery, "report_stranded", fail)
         with pytest.raises(RuntimeError, match="today"):
             dbos.launch()
     left = own_threads()

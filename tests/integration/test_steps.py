@@ -14,13 +14,18 @@ from typing import Any
 import pytest
 
 from dbos import DBOS, DBOSConfig, SetWorkflowID, StepOptions
+from dbos._engine.execution import note_cancelled
+from dbos._engine.flow import drive_async
 from dbos._engine.step import StepPolicy
 from dbos._error import (
     DBOSAwaitedWorkflowCancelledError,
     DBOSException,
     DBOSMaxStepRetriesExceeded,
+    DBOSNonExistentWorkflowError,
     DBOSStepTimeoutError,
 )
+from dbos._process import process as _process
+from dbos._services.leases import Leases
 from tests.integration.histories import PATIENCE_S, engine, eventually, recorded, row, steps
 
 
@@ -167,19 +172,13 @@ def test_operations_that_raise_leave_a_gap(dbos: type[DBOS]) -> None:
     def step() -> None: ...
 
     @dbos.workflow()
-    def child() -> None:
-        raise ValueError("no")
-
-    @dbos.workflow()
     def workflow() -> None:
         step()
-        with pytest.raises(ValueError, match="no"):
-            dbos.get_result("child")
+        with pytest.raises(DBOSNonExistentWorkflowError):
+            dbos.send("nobody", "message")
         step()
 
     dbos.launch()
-    with pytest.raises(ValueError, match="no"):
-        run(child, workflow_id="child")
 
     run(workflow)
 
@@ -644,12 +643,20 @@ async def test_run_step_async_runs_any_function_in_an_async_workflow(
     assert recorded("wf") == [(1, "a"), (2, "b")]
 
 
-async def test_a_sync_function_does_not_block_the_loop_of_an_async_workflow(dbos: type[DBOS]) -> None:
+@pytest.mark.parametrize("is_decorated", [False, True], ids=["plain", "decorated"])
+async def test_a_sync_function_does_not_block_the_loop_of_an_async_workflow(
+    dbos: type[DBOS], is_decorated: bool
+) -> None:
     is_set = threading.Event()
+
+    def wait() -> bool:
+        return is_set.wait(PATIENCE_S)
+
+    step = dbos.step()(wait) if is_decorated else wait
 
     @dbos.workflow()
     async def workflow() -> bool:
-        waiting = asyncio.ensure_future(dbos.run_step_async(None, is_set.wait, PATIENCE_S))
+        waiting = asyncio.ensure_future(dbos.run_step_async(None, step))
         await asyncio.sleep(0.01)
         is_set.set()
         result: bool = await waiting
@@ -926,3 +933,184 @@ def test_a_step_that_is_not_preemptible_finishes_when_its_workflow_is_cancelled(
     with pytest.raises(DBOSAwaitedWorkflowCancelledError):
         handle.get_result()
     eventually(lambda: recorded("wf") == [(1, "step")])
+
+
+async def test_a_cancellation_of_the_workflow_counts_more_than_the_timeout_of_its_step(dbos: type[DBOS]) -> None:
+    runs: list[int] = []
+    is_stopped, may_end = asyncio.Event(), asyncio.Event()
+
+    @dbos.step(preemptible=True, timeout_seconds=0.01)
+    async def step() -> str:
+        runs.append(1)
+        if len(runs) == 1:
+            try:
+                await asyncio.sleep(3600)
+            finally:
+                is_stopped.set()
+                await may_end.wait()
+        return "done"
+
+    @dbos.workflow()
+    async def workflow() -> str:
+        return await step()
+
+    dbos.launch()
+    with SetWorkflowID("wf"):
+        handle = await dbos.start_workflow_async(workflow)
+    await is_stopped.wait()
+
+    await dbos.cancel_workflow_async("wf")
+    may_end.set()
+
+    with pytest.raises(DBOSAwaitedWorkflowCancelledError):
+        await handle.get_result()
+    await asyncio.to_thread(eventually, lambda: not engine().runs.all())
+    assert recorded("wf") == []
+    assert await (await dbos.resume_workflow_async("wf")).get_result() == "done"
+
+
+async def test_a_preemptible_step_that_finishes_after_all_keeps_its_result(dbos: type[DBOS]) -> None:
+    runs: list[int] = []
+    has_begun = asyncio.Event()
+
+    @dbos.step(name="stubborn", preemptible=True)
+    async def stubborn() -> str:
+        runs.append(1)
+        has_begun.set()
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            return "finished"
+        return "never"
+
+    @dbos.workflow()
+    async def workflow() -> str:
+        return await stubborn()
+
+    dbos.launch()
+    with SetWorkflowID("wf"):
+        handle = await dbos.start_workflow_async(workflow)
+    await has_begun.wait()
+
+    await dbos.cancel_workflow_async("wf")
+
+    with pytest.raises(DBOSAwaitedWorkflowCancelledError):
+        await handle.get_result()
+    await asyncio.to_thread(eventually, lambda: recorded("wf") == [(1, "stubborn")])
+    assert await (await dbos.resume_workflow_async("wf")).get_result() == "finished"
+    assert len(runs) == 1
+
+
+async def test_a_task_that_is_cancelled_stops_its_step_and_leaves_nothing_of_it_behind(dbos: type[DBOS]) -> None:
+    has_begun, was_cancelled = asyncio.Event(), asyncio.Event()
+
+    @dbos.step(preemptible=True, timeout_seconds=3600)
+    async def step() -> None:
+        has_begun.set()
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            was_cancelled.set()
+
+    @dbos.workflow()
+    async def workflow() -> tuple[bool, bool, int]:
+        run = engine().runs.all()[0]
+        task = asyncio.ensure_future(step())
+        await has_begun.wait()
+        was_waiting = run.is_waiting
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return was_waiting, run.is_waiting, len(run.operations)
+
+    dbos.launch()
+
+    with SetWorkflowID("wf"):
+        assert await workflow() == (True, False, 0)
+
+    assert was_cancelled.is_set()
+    assert recorded("wf") == []
+
+
+def leases() -> Leases:
+    assert _process.runtime is not None
+    return _process.runtime._leases
+
+
+async def test_a_look_for_cancellations_that_fails_stops_no_step_and_the_next_one_does(
+    dbos: type[DBOS], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[int] = []
+    has_begun, was_stopped = asyncio.Event(), asyncio.Event()
+
+    def fail(*_: object) -> None:
+        raise OSError("away")
+
+    @dbos.step(preemptible=True)
+    async def step() -> str:
+        runs.append(1)
+        has_begun.set()
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            was_stopped.set()
+        return "never"
+
+    @dbos.workflow()
+    async def workflow() -> str:
+        return await step()
+
+    dbos.launch()
+    with SetWorkflowID("wf"):
+        handle = await dbos.start_workflow_async(workflow)
+    await has_begun.wait()
+    db = engine().db
+
+    with monkeypatch.context() as patch:
+        patch.setattr(db.workflows, "running", fail)
+        with pytest.raises(OSError, match="away"):
+            await asyncio.to_thread(leases().reconcile_once)
+    await asyncio.sleep(0)
+    was_stopped_by_that = was_stopped.is_set()
+    await asyncio.to_thread(db.change, db.workflows.cancel, ["wf"], db.now_ms())  # by another process
+    await asyncio.to_thread(leases().reconcile_once)
+
+    with pytest.raises(DBOSAwaitedWorkflowCancelledError):
+        await handle.get_result()
+    await was_stopped.wait()
+    assert not was_stopped_by_that
+    assert recorded("wf") == []
+
+
+async def test_news_of_a_cancellation_that_arrive_after_the_resume_do_not_stop_the_next_runs_step(
+    dbos: type[DBOS],
+) -> None:
+    runs: list[int] = []
+    begun, may_end = [asyncio.Event(), asyncio.Event()], asyncio.Event()
+
+    @dbos.step(preemptible=True)
+    async def step() -> str:
+        runs.append(1)
+        begun[len(runs) - 1].set()
+        await may_end.wait()
+        return "done"
+
+    @dbos.workflow()
+    async def workflow() -> str:
+        return await step()
+
+    dbos.launch()
+    with SetWorkflowID("wf"):
+        await dbos.start_workflow_async(workflow)
+    await begun[0].wait()
+    await dbos.cancel_workflow_async("wf")
+    resumed = await dbos.resume_workflow_async("wf")
+    await begun[1].wait()
+
+    await drive_async(engine(), note_cancelled(engine(), ["wf"]))
+    await asyncio.to_thread(leases().reconcile_once)
+    await asyncio.sleep(0)
+    may_end.set()
+
+    assert await resumed.get_result() == "done"
+    assert len(runs) == 2

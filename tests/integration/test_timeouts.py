@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from dbos import DBOS, SetWorkflowID, SetWorkflowTimeout
+from dbos import DBOS, Queue, SetEnqueueOptions, SetWorkflowID, SetWorkflowTimeout
 from dbos._error import DBOSAwaitedWorkflowCancelledError
+from dbos.testing import VirtualTime
 from tests.integration.histories import PATIENCE_S, engine, eventually, execute_again, row
 
 
@@ -187,19 +188,53 @@ def test_resuming_lifts_the_deadline_and_counts_the_timeout_anew(dbos: type[DBOS
     assert deadline >= first_deadline + 59_000
 
 
-def test_a_thousand_timeouts_take_no_thread_each(dbos: type[DBOS]) -> None:
+def test_many_timeouts_take_no_thread_each(dbos_virtual_time: VirtualTime, dbos: type[DBOS]) -> None:
     @dbos.workflow()
     async def workflow() -> None:
-        await dbos.sleep_async(3600)
+        await dbos.sleep_async(7200)
 
     dbos.launch()
     before = threading.active_count()
 
-    with SetWorkflowTimeout(1):
-        handles = [dbos.start_workflow(workflow) for _ in range(100)]
+    with SetWorkflowTimeout(3600):
+        for _ in range(200):
+            dbos.start_workflow(workflow)
     between = threading.active_count()
+    dbos_virtual_time.advance(3600)
 
     assert between <= before + 10
-    for handle in handles:
-        with pytest.raises(DBOSAwaitedWorkflowCancelledError):
-            handle.get_result()
+    assert len(dbos.list_workflows(status="CANCELLED")) == 200
+    assert engine().runs.all() == []
+
+
+def test_deadlines_pass_to_the_millisecond(dbos_virtual_time: VirtualTime, dbos: type[DBOS]) -> None:
+    timeouts_ms = (1, 999, 1000, 1001, 59_999)
+    queue, waiting = Queue("q"), Queue("waiting")
+    claimed_ms: dict[str | None, int | None] = {}
+
+    @dbos.workflow()
+    async def workflow() -> None:
+        claimed_ms[dbos.workflow_id] = row(dbos.workflow_id or "").started_at_epoch_ms
+        await dbos.sleep_async(3600)
+
+    @dbos.workflow()
+    async def parent(timeout_ms: int) -> None:
+        with SetEnqueueOptions(delay_seconds=3600), SetWorkflowID(f"waiting-{timeout_ms}"):
+            await waiting.enqueue_async(workflow)  # it has its parent's deadline, and misses it
+
+    dbos.launch()
+    for timeout_ms in timeouts_ms:
+        with SetWorkflowTimeout(timeout_ms / 1000), SetWorkflowID(f"claimed-{timeout_ms}"):
+            queue.enqueue(workflow)
+        with SetWorkflowTimeout(timeout_ms / 1000), SetWorkflowID(f"parent-{timeout_ms}"):
+            dbos.start_workflow(parent, timeout_ms).get_result()
+    dbos_virtual_time.advance(61)
+
+    for timeout_ms in timeouts_ms:
+        claimed, missed = row(f"claimed-{timeout_ms}"), row(f"waiting-{timeout_ms}")
+        assert (claimed.status, missed.status) == ("CANCELLED", "CANCELLED")
+        assert claimed.completed_at == claimed.workflow_deadline_epoch_ms
+        assert claimed.completed_at == (claimed_ms[claimed.workflow_uuid] or 0) + timeout_ms
+        assert missed.completed_at is not None
+        late_ms = missed.completed_at - row(f"parent-{timeout_ms}").created_at - timeout_ms
+        assert 0 <= late_ms < 100  # the dispatcher spaces its rounds by a few milliseconds

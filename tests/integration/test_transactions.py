@@ -18,10 +18,10 @@ from sqlalchemy.exc import InvalidRequestError, OperationalError
 from dbos import DBOS, DBOSConfig, SetWorkflowID
 from dbos._error import DBOSAwaitedWorkflowCancelledError
 from dbos._types import IsolationLevel
+from dbos.testing._postgres_server import Cluster
 from tests.integration.histories import PATIENCE_S, change, engine, eventually, execute_again, recorded, row, steps
-from tests.postgres_server import Cluster
 
-on_postgres = pytest.mark.parametrize("config", [pytest.param("postgres", marks=pytest.mark.postgres)], indirect=True)
+on_postgres = pytest.mark.dbos_databases("postgres")
 
 INSERT = sa.text("INSERT INTO notes (note) VALUES (:note)")
 

@@ -82,9 +82,9 @@ def test_work_of_another_version_is_reported_and_taken_only_when_it_is_adopted(
 
 
 def test_the_computed_version_follows_the_workflows_and_not_their_order(config: DBOSConfig) -> None:
-    def version(*order: str) -> str:
+    def version(*order: str, application: str = "test-app") -> str:
         DBOS.destroy(destroy_registry=True)
-        DBOS(config={**config, "application_version": ""})
+        DBOS(config={**config, "application_version": "", "name": application})
 
         def one() -> int:
             return 1
@@ -104,3 +104,4 @@ def test_the_computed_version_follows_the_workflows_and_not_their_order(config: 
 
     assert version("two", "one") == both
     assert version("one") != both
+    assert version("one", "two", application="other-app") != both

@@ -9,27 +9,60 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
-from dbos import SetWorkflowID, SetWorkflowTimeout
+from dbos import SetEnqueueOptions, SetWorkflowID, SetWorkflowTimeout
 from dbos._context import current_context
 from dbos._core import decorate_step, decorate_workflow, execute_in_background
 from dbos._engine import timing
 from dbos._engine.engine import Engine
-from dbos._engine.flow import drive, drive_async
+from dbos._engine.flow import Flow, drive, drive_async
 from dbos._engine.run import Run
 from dbos._engine.step import StepPolicy
-from dbos._operations import workflows
+from dbos._error import DBOSNonExistentWorkflowError, DBOSStreamTimeoutError
+from dbos._operations import events, messages, queues, streams, workflows
 from dbos._operations.handles import EngineHandle, EngineHandleAsync
+from dbos._queue_config import QueueConfig, QueueSettings
 from dbos._registry import Registry
-from tests.simulation.programs import OUTCOME_ID, Hold, Program, ProgramFailed, Sleep, Step, StepFailed
+from tests.simulation.programs import (
+    OUTCOME_ID,
+    TIMED_OUT,
+    Child,
+    CloseStream,
+    GetEvent,
+    Hold,
+    Operation,
+    Program,
+    ProgramFailed,
+    QueueName,
+    ReadStream,
+    Receive,
+    Send,
+    SetEvent,
+    Sleep,
+    Step,
+    StepFailed,
+    Ticket,
+    WriteStream,
+)
 
 if TYPE_CHECKING:
     from tests.simulation.executors import Executor
 
-__all__ = ["ATTEMPTS", "Application", "Kind"]
+__all__ = ["ATTEMPTS", "EVENT", "QUEUES", "STREAM", "Application", "Kind"]
 
 Kind = Literal["work", "work_async", "fragile_work"]
 
+EVENT, STREAM = "event", "stream"  # the keys of both
+VALUED = (Receive, GetEvent, ReadStream)  # operations whose value is part of the outcome
+
 ATTEMPTS: dict[Kind, int] = {"work": 100, "work_async": 100, "fragile_work": 1}  # max_recovery_attempts
+
+_SETTINGS: dict[QueueName, QueueSettings] = {
+    "free": QueueSettings(name="free"),
+    "one": QueueSettings(name="one", concurrency=1),
+    "split": QueueSettings(name="split", concurrency=1, partition_queue=True).partitioned(),
+    "here": QueueSettings(name="here", worker_concurrency=1),
+}
+QUEUES: dict[str, QueueConfig] = {name: settings.obeyed() for name, settings in _SETTINGS.items()}
 
 
 class Application:
@@ -50,15 +83,39 @@ class Application:
         with SetWorkflowID(workflow_id), SetWorkflowTimeout(timeout_s):
             return self.functions[kind](program)
 
+    def enqueue(
+        self, kind: Kind, program: Program, workflow_id: str, timeout_s: float | None, ticket: Ticket
+    ) -> EngineHandle[Any]:
+        """Enqueue a workflow, as ``Queue.enqueue`` does."""
+        options = SetEnqueueOptions(
+            deduplication_id=ticket.deduplication_id,
+            duplication_policy="return-existing" if ticket.deduplication_id and ticket.is_shared else None,
+            queue_partition_key=ticket.partition_key,
+            delay_seconds=ticket.delay_s,
+        )
+        with SetWorkflowID(workflow_id), SetWorkflowTimeout(timeout_s), options:
+            return EngineHandle(self.engine, drive(self.engine, self._enqueued(kind, program, ticket.queue))[0])
+
+    def _enqueued(self, kind: Kind, program: Program, queue: QueueName) -> Flow[list[str]]:
+        return queues.enqueue(self.engine, queue, None, self.functions[kind], [((program,), {})])
+
     def _register_functions(self) -> None:
         def step(operation: Step) -> int:
-            number, place = self._executor.enter_body(operation.hold == "body")
+            number = self._executor.enter_body()
+            deed = self._deed(operation, number)
+            if deed is not None:
+                drive(self.engine, deed)
+            place = self._executor.hold_body(operation.hold)
             if place is not None:
                 place.wait()
             return _end_body(operation, number)
 
         async def step_async(operation: Step) -> int:
-            number, place = self._executor.enter_body(operation.hold == "body")
+            number = self._executor.enter_body()
+            deed = self._deed(operation, number)
+            if deed is not None:
+                await drive_async(self.engine, deed)
+            place = self._executor.hold_body(operation.hold)
             if place is not None:
                 await place.wait_async()
             return _end_body(operation, number)
@@ -100,6 +157,65 @@ class Application:
         run = _current_run()
         self._executor.hold(run.workflow_id, run.last_function_id + 1, hold)
 
+    # -- messages, events and streams --------------------------------------------------------------------------------
+
+    def _deed(self, operation: Step, number: int) -> Flow[None] | None:
+        """What a step does; that it was done is noted."""
+        if operation.does is None:
+            return None
+        engine, run = self.engine, _current_run()
+        context = current_context()
+        assert context is not None
+        value = f"{run.workflow_id}/{context.step_id}#{number}"
+        deeds = {
+            "send": lambda: messages.send(engine, "a", value),
+            "event": lambda: events.set_event(engine, EVENT, value),
+            "stream": lambda: streams.write_stream(engine, STREAM, value),
+        }
+
+        def do() -> Flow[None]:
+            try:
+                yield from deeds[operation.does or ""]()
+            except DBOSNonExistentWorkflowError:
+                return
+            self._executor.stage.done.add(number)
+
+        return do()
+
+    def _flow(self, operation: Operation) -> Flow[Any]:
+        """An operation of a body that is one of the library's."""
+        engine, run = self.engine, _current_run()
+        value = f"{run.workflow_id}/{run.last_function_id + 1}"
+        match operation:
+            case Send(to, topic, key, to_forks):
+                to = to or run.workflow_id
+                return messages.send(engine, to, value, topic, idempotency_key=key, send_to_forks=to_forks)
+            case Receive(topic, timeout_s):
+                return messages.recv(engine, topic, timeout_s)
+            case SetEvent():
+                return events.set_event(engine, EVENT, value)
+            case GetEvent(of, timeout_s):
+                return events.get_event(engine, of, EVENT, timeout_s)
+            case WriteStream():
+                return streams.write_stream(engine, STREAM, value)
+            case CloseStream():
+                return streams.close_stream(engine, STREAM)
+            case ReadStream(of, timeout_s):
+                return self.read_stream(of, timeout_s, [])
+        raise AssertionError(operation)
+
+    def read_stream(self, of: str, timeout_s: float, values: list[Any]) -> Flow[list[Any]]:
+        """Read a stream to its end, into a list."""
+        reader = streams.read_stream(self.engine, of, STREAM, timeout_seconds=timeout_s)
+        try:
+            while (item := (yield from reader.next())) is not None:
+                values.append(item.value)
+        except DBOSStreamTimeoutError:
+            values.append(TIMED_OUT)
+        return values
+
+    # -- programs ----------------------------------------------------------------------------------------------------
+
     def _interpret(self, program: Program, step: Callable[..., Any]) -> list[Any]:
         engine, values = self.engine, list[Any]()
         started: list[EngineHandle[Any]] = []
@@ -114,10 +230,18 @@ class Application:
                     if not operation.is_caught:
                         raise
                     values.append("caught")
+            elif not isinstance(operation, Child):
+                self._begin_operation(getattr(operation, "hold", None))
+                value = drive(engine, self._flow(operation))
+                if isinstance(operation, VALUED):
+                    values.append(value)
             else:
                 self._begin_operation(operation.hold)
                 if operation.in_place:
                     values.append(self.functions["work"](operation.program))
+                elif operation.is_queued:
+                    [child] = drive(engine, self._enqueued("work", operation.program, "free"))
+                    started.append(EngineHandle(engine, child))
                 else:
                     started.append(self._start("work", operation.program))
         values += [handle.get_result() for handle in started]
@@ -144,10 +268,18 @@ class Application:
                     if not operation.is_caught:
                         raise
                     values.append("caught")
+            elif not isinstance(operation, Child):
+                self._begin_operation(getattr(operation, "hold", None))
+                value = await drive_async(engine, self._flow(operation))
+                if isinstance(operation, VALUED):
+                    values.append(value)
             else:
                 self._begin_operation(operation.hold)
                 if operation.in_place:
                     values.append(await self.functions["work_async"](operation.program))
+                elif operation.is_queued:
+                    [child] = await drive_async(engine, self._enqueued("work_async", operation.program, "free"))
+                    started.append(EngineHandleAsync(engine, child))
                 else:
                     started.append(await self._start_async(operation.program))
         values += [await handle.get_result() for handle in started]

@@ -17,6 +17,7 @@ import pytest
 from dbos._context import current_context
 from dbos._dbos_config import process_config
 from dbos._engine.engine import Engine
+from dbos._engine.run import Run
 from dbos._error import DBOSDatabaseUnavailableError
 from dbos._operations import lifecycle
 from dbos._operations.lifecycle import Runtime
@@ -24,20 +25,33 @@ from dbos._registry import Registry
 from dbos._services.service import Service
 from dbos._sys_db import SystemDatabase
 from dbos._sysdb.connection import Connection
+from dbos._sysdb.operations import Call as DatabaseCall
 from dbos._sysdb.operations import Operation, RecordOutcome, RecordStep, StartWorkflow
+from dbos._sysdb.stores.events import GetEvent
+from dbos._sysdb.stores.messages import Delivery
+from dbos._sysdb.stores.queue_claims import Claimed, ClaimRequest
 from dbos._threads import Workers
-from tests.simulation.application import Application
+from tests.simulation.application import QUEUES, Application
 from tests.simulation.programs import OUTCOME_ID, Hold
 from tests.simulation.stage import Call, Effect, Place, Stage
 from tests.simulation.stillness import SimulatedClock, SimulatedLoop, acting_for
 
-__all__ = ["LEASE_S", "Executor"]
+__all__ = ["LEASE_S", "Executor", "place_of"]
 
 LEASE_S = 30.0
 
 FORGET_PROCESS = """
 -- To others on this host, the process of this instance is gone.
 UPDATE dbos.executor_instances SET process_started_at = '1' WHERE instance_id = :instance
+"""
+
+IN_QUEUES = """
+-- What waits or runs, in the order in which it was enqueued.
+SELECT workflow_uuid, status, queue_name, queue_partition_key, owner_instance,
+       owner_instance IN (SELECT instance_id FROM dbos.executor_instances)
+FROM dbos.workflow_status
+WHERE status IN ('ENQUEUED', 'PENDING') AND queue_name IS NOT NULL
+ORDER BY {enqueue_order}
 """
 
 
@@ -47,6 +61,10 @@ class ObservedDatabase(SystemDatabase):
     def __init__(self, executor: Executor, *args: Any, **kwargs: Any) -> None:
         self._executor = executor
         super().__init__(*args, **kwargs)
+
+    @property
+    def _enqueue_order(self) -> str:
+        return self.dialect.enqueue_order
 
     def synchronize_clock(self) -> None:
         pass
@@ -62,6 +80,10 @@ class ObservedDatabase(SystemDatabase):
         holds = self._executor.holds_of(operations)
         if "before" in holds:
             holds["before"]().wait()
+        if isinstance(operations[0], DatabaseCall) and isinstance(
+            next(iter(operations[0].arguments), None), ClaimRequest
+        ):
+            return self._claim(operations)
         self._executor.stage.commits += 1
         results = super().commit(*operations)
         if "twice" in holds:
@@ -69,6 +91,16 @@ class ObservedDatabase(SystemDatabase):
         if "after" in holds:
             holds["after"]().wait()
             self._executor.check_existence()
+        return results
+
+    def _claim(self, operations: Sequence[Operation]) -> Sequence[Any]:
+        """Claim, and see whether that was right; a claim that finds nothing is nothing that happens."""
+        results = super().commit(*operations)
+        claimed: Claimed = results[0]
+        if claimed.rows:
+            self._executor.stage.commits += 1
+            rows = self.read(lambda connection: connection.all(IN_QUEUES.format(enqueue_order=self._enqueue_order)))
+            self._executor.stage.offences += offences(rows, {row.workflow_uuid for row in claimed.rows})
         return results
 
     def submit(self, *operations: Operation) -> asyncio.Future[Sequence[Any]]:
@@ -101,6 +133,34 @@ class ObservedDatabase(SystemDatabase):
         return future
 
 
+def place_of(queue: str, partition_key: str | None, owner: str | None) -> tuple[str | None, ...] | None:
+    """What only one workflow of a queue may have at a time; None if there is no such thing."""
+    places = {"one": (queue,), "split": (queue, partition_key), "here": (queue, owner)}
+    return places.get(queue)
+
+
+def offences(rows: Sequence[tuple[str, str, str, str | None, str | None, bool]], claimed: set[str]) -> list[str]:
+    """What is wrong with a claim, told from everything in queues in the order of enqueueing.
+
+    What belongs to the dead is PENDING and holds no place.
+    """
+    found: list[str] = []
+    taken: dict[tuple[str | None, ...], str] = {}
+    passed_over: dict[tuple[str, str | None], str] = {}
+    for workflow_id, status, queue, key, owner, is_alive in rows:
+        if status == "PENDING":
+            place = place_of(queue, key, owner) if is_alive else None
+            if place in taken:
+                found.append(f"I7: {taken[place]} and {workflow_id} run at once in {place}")
+            if place is not None:
+                taken[place] = workflow_id
+        else:
+            passed_over.setdefault((queue, key), workflow_id)
+        if workflow_id in claimed and queue in QUEUES and (queue, key) in passed_over:
+            found.append(f"I7: {workflow_id} was claimed before {passed_over[queue, key]}, which came first")
+    return found
+
+
 class ObservedWorkers(Workers):
     """Workers whose functions are counted while they act."""
 
@@ -130,6 +190,7 @@ class Executor:
             {**stage.config, "executor_id": str(self), "lease_s": LEASE_S, "run_migrations": False}
         )
         self.registry: Registry[Engine] = Registry()
+        self.registry.queues.update(QUEUES)
         self.runtime = Runtime(settings, self.registry, self.clock)
         self.engine = self.registry.engine = self.runtime.engine
         self.engine.workers = ObservedWorkers(self, settings.max_executor_threads)
@@ -164,9 +225,9 @@ class Executor:
         finally:
             self.stage.activity.end()
 
-    def call(self, func: Callable[[], Any], workflow_id: str = "", *, awaits_outcome: bool = False) -> Call:
+    def call(self, func: Callable[[], Any], call: Call | None = None) -> Call:
         """Call something of the library in a thread, as a user's thread would."""
-        call = Call(self, workflow_id, awaits_outcome)
+        call = call or Call(self, "", None)
 
         def run() -> None:
             try:
@@ -189,6 +250,7 @@ class Executor:
         runtime.recovery.wake()  # as an instance that leaves does
         runtime.recovery.take_over_once()
         runtime._deadlines.cancel_overdue_once()
+        runtime._dispatcher.dispatch_soon(None)
         runtime._dispatcher.dispatch_once()
         runtime._notifier.check_once()
 
@@ -267,34 +329,54 @@ class Executor:
         """Where a commit is to be held."""
         holds: dict[Hold, Callable[[], Place]] = {}
         for operation in operations:
-            step = operation.parent_step if isinstance(operation, StartWorkflow) else operation
-            if isinstance(step, RecordStep):
-                key = (step.workflow_uuid, step.function_id)
-            elif isinstance(step, RecordOutcome):
-                key = (step.workflow_uuid, OUTCOME_ID)
-            else:
+            step = operation if isinstance(operation, RecordOutcome) else _step_of(operation)
+            if step is None:
                 continue
+            function_id = step.function_id if isinstance(step, RecordStep) else OUTCOME_ID
+            key = (step.workflow_uuid, function_id)
             where = self._holds.get(key)
             if where is not None:
-                holds[where] = partial(self._enter, *key, where, step.run_token)
+                is_wait = isinstance(operation, DatabaseCall) and isinstance(
+                    operation.arguments[0], Delivery | GetEvent
+                )
+                holds[where] = partial(self._enter, *key, where, step.run_token, is_wait)
         return holds
 
-    def enter_body(self, is_held: bool) -> tuple[int, Place | None]:
-        """Log that a step's body is entered; returns the number that it is to return, and where it is held."""
+    def enter_body(self) -> int:
+        """Log that a step's body is entered; returns the number that it is to return."""
         self.check_existence()
-        context = current_context()
-        assert context is not None
-        assert context.run is not None
-        assert context.step_id is not None
-        run, number = context.run, next(self.stage.numbers)
+        run, step_id = _current_step()
+        number = next(self.stage.numbers)
         is_under_lease = self.clock.monotonic() < self._renewed_at + LEASE_S
         is_behind = run.workflow_id in self.behind
         self.stage.effects.append(
-            Effect(run.workflow_id, context.step_id, run.run_token, self, number, is_under_lease, is_behind)
+            Effect(run.workflow_id, step_id, run.run_token, self, number, is_under_lease, is_behind)
         )
-        if not is_held:
-            return number, None
-        return number, self._enter(run.workflow_id, context.step_id, "body", run.run_token)
+        return number
 
-    def _enter(self, workflow_id: str, function_id: int, where: Hold, run_token: str) -> Place:
-        return self.stage.enter(Place(self, workflow_id, function_id, where, run_token))
+    def hold_body(self, hold: Hold | None) -> Place | None:
+        """Where a step's body is held, if it is."""
+        if hold != "body":
+            return None
+        run, step_id = _current_step()
+        return self._enter(run.workflow_id, step_id, "body", run.run_token)
+
+    def _enter(self, workflow_id: str, function_id: int, where: Hold, run_token: str, is_wait: bool = False) -> Place:
+        return self.stage.enter(Place(self, workflow_id, function_id, where, run_token, is_wait))
+
+
+def _step_of(operation: Operation) -> RecordStep | None:
+    """The record that is written with an operation."""
+    if isinstance(operation, DatabaseCall):
+        return getattr(next(iter(operation.arguments), None), "step", None)
+    if isinstance(operation, StartWorkflow):
+        return operation.parent_step
+    return operation if isinstance(operation, RecordStep) else None
+
+
+def _current_step() -> tuple[Run, int]:
+    context = current_context()
+    assert context is not None
+    assert context.run is not None
+    assert context.step_id is not None
+    return context.run, context.step_id

@@ -6,7 +6,7 @@ import asyncio
 import threading
 from dataclasses import dataclass, field
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from dbos import DBOSConfig
 from dbos._sysdb.wakeups import Signal
@@ -16,7 +16,9 @@ from tests.simulation.stillness import Activity
 if TYPE_CHECKING:
     from tests.simulation.executors import Executor
 
-__all__ = ["Call", "Effect", "Place", "Stage"]
+__all__ = ["Asks", "Call", "Effect", "Place", "Stage"]
+
+Asks = Literal["outcome", "event", "stream"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Place:
     function_id: int
     where: Hold
     run_token: str
+    is_wait: bool = False  # which is recorded only when it is over
     signal: Signal = field(default_factory=Signal)
 
     def __str__(self) -> str:
@@ -68,11 +71,16 @@ class Place:
 
 @dataclass(eq=False)
 class Call:
-    """A caller's thread, and what its call came to."""
+    """A caller's thread, and what its call came to; ``asks`` is what it waits for, and ``until_ms`` for how long.
+
+    ``values`` are those of a stream that it has read.
+    """
 
     executor: Executor
     workflow_id: str
-    awaits_outcome: bool
+    asks: Asks | None
+    until_ms: int | None = None
+    values: list[Any] = field(default_factory=list)
     is_over: bool = False
     value: Any = None
     error: BaseException | None = None
@@ -87,6 +95,8 @@ class Stage:
         self.commits = 0
         self.effects: list[Effect] = []
         self.numbers = count(1)
+        self.done: set[int] = set()  # the numbers of the steps whose operation of the library was answered
+        self.offences: list[str] = []  # against the limits and the order of queues, at any time
         self._places: list[Place] = []
         self._lock = threading.Lock()
 
@@ -108,3 +118,10 @@ class Stage:
             places = list(self._places)
         # Of several runs of a workflow in one executor the older comes first: the sort is stable.
         return sorted(places, key=lambda place: (place.executor.number, place.workflow_id, place.function_id))
+
+    def is_held(self, executor: Executor, workflow_id: str) -> bool:
+        """Whether a workflow is held in an executor, or a child that may be run in its thread is held or goes on."""
+        prefix = workflow_id + "-"
+        places = [place.workflow_id for place in self.places() if place.executor is executor]
+        runs = [run.workflow_id for run in executor.engine.runs.all()]
+        return workflow_id in places or any(each.startswith(prefix) for each in (*places, *runs))

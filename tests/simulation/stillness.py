@@ -102,7 +102,7 @@ class acting_for:  # noqa: N801 - it is used as a function
 def simulated_wait(signal: Signal, timeout_s: float | None) -> bool:
     """Stands in for :meth:`Signal.wait`."""
     acts_for: tuple[Activity, SimulatedClock] | None = getattr(_acting, "now", None)
-    if acts_for is None or signal.is_set:
+    if acts_for is None or signal.is_set or (timeout_s is not None and timeout_s <= 0):
         return _wait(signal, timeout_s)
     activity, clock = acts_for
     gate, once = threading.Event(), threading.Lock()

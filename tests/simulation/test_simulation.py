@@ -20,12 +20,23 @@ from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from dbos._dbos_config import process_config
-from dbos._services import recovery
+from dbos._services import dispatcher, recovery
 from dbos._sysdb.dialects import open_dialect
 from dbos._sysdb.wakeups import Signal
-from tests.postgres_server import MEMORY, PostgresServer
+from dbos.testing._postgres_server import MEMORY, PostgresServer
 from tests.simulation.machine import CONFIG, Simulation
-from tests.simulation.programs import Child, Hold, Program, Sleep, Step
+from tests.simulation.programs import (
+    Child,
+    GetEvent,
+    Hold,
+    Program,
+    Receive,
+    Send,
+    SetEvent,
+    Sleep,
+    Step,
+    WriteStream,
+)
 from tests.simulation.stillness import simulated_wait
 
 EXAMPLES = int(os.environ.get("DBOS_TEST_SIMULATION_EXAMPLES", "0"))
@@ -38,7 +49,8 @@ STEPS = 40
 @pytest.fixture
 def simulated_waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(Signal, "wait", simulated_wait)
-    monkeypatch.setattr(recovery, "TOLD_SPACING_S", 0)  # time stands still while executors look about
+    for service, spacing in ((recovery, "TOLD_SPACING_S"), (dispatcher, "SPACING_S"), (dispatcher, "IDLE_SHARE")):
+        monkeypatch.setattr(service, spacing, 0)  # time stands still while executors look about
     logger = logging.getLogger("dbos")  # every launch sets its level
     level = logger.level
     yield
@@ -72,8 +84,10 @@ def sqlite_databases(simulated_waits: None) -> Iterator[Databases]:
 
 
 @pytest.fixture
-def postgres_databases(simulated_waits: None, postgres_server: PostgresServer, migrated_template: str) -> Databases:
-    return Databases(lambda: postgres_server.create_database(migrated_template), postgres_server.drop_database)
+def postgres_databases(
+    simulated_waits: None, postgres_server: PostgresServer, dbos_postgres_template: str
+) -> Databases:
+    return Databases(lambda: postgres_server.create_database(dbos_postgres_template), postgres_server.drop_database)
 
 
 # -- plays that Hypothesis makes up ------------------------------------------------------------------------------------
@@ -109,13 +123,13 @@ def play(databases: Databases, few: int) -> None:
 
 @pytest.mark.timeout(0 if EXAMPLES else 600)
 def test_nothing_is_lost_stranded_or_repeated_on_sqlite(sqlite_databases: Databases) -> None:
-    play(sqlite_databases, few=44)
+    play(sqlite_databases, few=60)
 
 
 @pytest.mark.postgres
 @pytest.mark.timeout(0 if EXAMPLES else 600)
 def test_nothing_is_lost_stranded_or_repeated_on_postgres(postgres_databases: Databases) -> None:
-    play(postgres_databases, few=20)
+    play(postgres_databases, few=24)
 
 
 # -- plays that are always played: they have found something, or are rarely made up ------------------------------------
@@ -244,3 +258,87 @@ def test_what_an_executor_left_that_others_never_saw_is_taken_over_at_once(simul
     [left] = simulation.executors[2:]
     assert left.state == "gone"
     assert simulation.judge.seen.rows["b"].owner_instance == simulation.executors[1].instance_id
+
+
+def test_a_child_that_was_deleted_is_not_waited_for_by_an_execution_that_never_saw_it(simulation: Simulation) -> None:
+    """It waited for ever: only who had seen the child's row knew that there had been one."""
+    child = Child(Program((Sleep(50),)), in_place=False)
+    simulation.begin("work", Program((child, Step("body"))))
+
+    simulation.delete(which=1, whose=sorted(simulation.judge.seen.rows).index("a-1"), with_children=False)
+    simulation.kill(0)
+    simulation.let_go(0)
+
+    assert simulation.judge.seen.status("a") == "ERROR"
+
+
+@pytest.mark.parametrize("hold", ["before", "after", "twice"])
+def test_a_message_is_received_once_whatever_becomes_of_the_commit(simulation: Simulation, hold: Hold) -> None:
+    simulation.begin("work", Program((Send(hold=hold), Receive(timeout_s=50, hold=hold), Receive(), Step("body"))))
+
+    for _ in range(2 if hold != "twice" else 0):
+        simulation.kill(0)
+        simulation.let_go(0)
+    simulation.kill(0)
+
+    records = simulation.judge.seen.records["a"]
+    assert [records[number].value for number in (2, 4)] == ["a/1", None]
+
+
+def test_a_wait_for_a_message_ends_when_it_was_to_end_whoever_waits(simulation: Simulation) -> None:
+    simulation.begin("work", Program((Receive(timeout_s=50),)))
+
+    simulation.advance(35, is_jump=False)
+    simulation.kill(0)
+    simulation.advance(6, is_jump=False)
+    before = simulation.judge.seen.status("a")
+    simulation.advance(35, is_jump=False)
+
+    assert before == "PENDING"
+    assert simulation.judge.seen.status("a") == "SUCCESS"
+
+
+def test_who_waits_in_another_process_is_told_of_messages_events_and_values(simulation: Simulation) -> None:
+    simulation.begin("work", Program((Receive(timeout_s=50), SetEvent(), WriteStream(), Step("body"))))
+    simulation.start(1, "b", "work_async", Program((GetEvent(timeout_s=50), Step("body"))), None, False)
+    simulation.read_stream(which=1, whose=0)
+    [reader] = simulation.executors[1].calls
+
+    simulation.send(which=1, whose=0, topic=None, key=None, to_forks=False)
+
+    assert simulation.judge.seen.records["b"][1].value == "a/3"
+    assert reader.values == ["a/4"]
+
+
+def test_a_stream_goes_on_where_it_was_when_its_writer_is_killed(simulation: Simulation) -> None:
+    simulation.begin("work", Program((WriteStream(hold="after"), Step(does="stream", hold="body"), WriteStream())))
+    simulation.launch()
+    simulation.read_stream(which=2, whose=0)
+    [reader] = simulation.executors[2].calls
+
+    simulation.kill(0)
+    simulation.kill(0)
+    simulation.let_go(0)
+
+    assert reader.is_over
+    assert [value.partition("#")[0] for value in reader.values] == ["a/1", "a/2", "a/2", "a/3"]
+
+
+def test_a_fork_has_the_events_and_values_of_what_it_does_not_repeat(simulation: Simulation) -> None:
+    simulation.begin("work", Program((SetEvent(), WriteStream(), WriteStream(), SetEvent())))
+
+    simulation.fork(which=0, whose=0, start_step=2, fork_id="x")
+
+    traffic = simulation.judge.seen.traffic
+    assert [value for value, _ in traffic.streams["x"]] == ["a/2", "x/3"]
+    assert traffic.history["x"] == {1: "a/1", 4: "x/4"}
+
+
+def test_what_is_deleted_while_another_process_runs_it_leaves_nothing(simulation: Simulation) -> None:
+    child = Child(Program((WriteStream(), Step("body"))), in_place=True)
+    simulation.begin("work", Program((SetEvent(), Send(), Step(does="stream"), child)))
+
+    simulation.delete(which=1, whose=0, with_children=True)
+    simulation.let_go(0)
+
+    assert simulation.judge.seen.rows == {}

@@ -342,6 +342,35 @@ async def test_poisonous_units_fail_alone(
             assert writer.written[name] == 1
 
 
+def test_a_committer_that_does_not_reconnect_fails_what_was_lost_and_tries_once_for_the_next() -> None:
+    lost, unreachable = [Lost()], [Lost(), Lost()]
+
+    def lose(names: list[str]) -> None:
+        if lost or names == ["during"]:
+            raise lost.pop() if lost else Lost()
+
+    def fail_to_connect() -> None:
+        if unreachable:
+            raise unreachable.pop()
+
+    writer = MemoryWriter()
+    writer.before, writer.on_reset = lose, fail_to_connect
+    committer = Committer("writer", writer, SystemClock(), reconnects=False)
+    committer.start()
+
+    for name in ("before", "during"):
+        with pytest.raises(DBOSDatabaseUnavailableError, match="Whether this was committed is not known"):
+            committer.commit(operation(name))
+    with pytest.raises(DBOSDatabaseUnavailableError):
+        committer.commit(operation("during"))
+    answer = committer.commit(operation("after"))
+    committer.close()
+
+    assert answer == ["done after"]
+    assert writer.written == {"after": 1}
+    assert writer.resets == 3
+
+
 @pytest.mark.parametrize("error", [Lost, Busy])
 def test_a_batch_that_failed_for_a_passing_reason_is_executed_again(
     committer: Committer, writer: MemoryWriter, error: type[Exception]

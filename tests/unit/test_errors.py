@@ -40,6 +40,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "DBOSNonExistentWorkflowError": ("target", "wf-1"),
     "DBOSNotAuthorizedError": ("Function pay requires a role",),
     "DBOSPatchNondeterminismError": ("wf-1", "p1", "it ran concurrently with other steps"),
+    "DBOSPayloadTooLargeError": ("result of step 'load'", 70_000_000, 67_108_864),
     "DBOSQueryTimeoutError": (2.5,),
     "DBOSQueueDeduplicatedError": ("wf-1", "mail", "key"),
     "DBOSRecoveryError": ("wf-1", "its status was not found"),

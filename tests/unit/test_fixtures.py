@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
-from tests.postgres_guard import sweep
-from tests.postgres_server import MAX_SOCKET_PATH_BYTES, Cluster, PostgresServer, Run, external_url
+from dbos.testing._postgres_guard import sweep
+from dbos.testing._postgres_server import MAX_SOCKET_PATH_BYTES, Cluster, PostgresServer, Run, external_url
 
 needs_own_server = pytest.mark.skipif(
     external_url() is not None, reason="DBOS_TEST_POSTGRES_URL replaces our own server"
@@ -96,8 +96,8 @@ def test_a_template_is_prepared_once_in_a_run(postgres_server: PostgresServer, r
 
 
 @pytest.mark.postgres
-def test_the_migrated_template_can_be_copied(postgres_server: PostgresServer, migrated_template: str) -> None:
-    create_table(postgres_server.create_database(migrated_template))
+def test_the_dbos_postgres_template_can_be_copied(postgres_server: PostgresServer, dbos_postgres_template: str) -> None:
+    create_table(postgres_server.create_database(dbos_postgres_template))
 
 
 @needs_own_server
@@ -120,7 +120,7 @@ def long_temporary_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     long = tmp_path / ("d" * MAX_SOCKET_PATH_BYTES)
     long.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(long))
-    monkeypatch.setattr("tests.postgres_server.MEMORY", tmp_path / "absent")
+    monkeypatch.setattr("dbos.testing._postgres_server.MEMORY", tmp_path / "absent")
 
 
 @needs_own_server

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from dbos._clock import VirtualClock
+from dbos._clock import SystemClock, VirtualClock
 from dbos._context import Context, current_context, install, restore
 from dbos._dbos_config import process_config
 from dbos._engine.engine import Engine
@@ -332,6 +332,7 @@ class Answers:
 
     def __init__(self) -> None:
         self.db = self
+        self.clock = SystemClock()
 
     def commit(self, *operations: Any) -> list[Any]:
         return [f"committed {operation}" for operation in operations]

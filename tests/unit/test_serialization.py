@@ -10,9 +10,11 @@ import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
-from datetime import UTC, date, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from typing import Any, ClassVar, NamedTuple, get_type_hints
+from uuid import UUID, SafeUUID
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import example, given, settings
@@ -23,6 +25,7 @@ from dbos._error import (
     DBOSException,
     DBOSInitializationError,
     DBOSMaxStepRetriesExceeded,
+    DBOSPayloadTooLargeError,
     DBOSQueueDeduplicatedError,
     DBOSSerializationNotAllowedError,
     DBOSUnexpectedStepError,
@@ -33,6 +36,7 @@ from dbos._serialization import (
     PortableWorkflowError,
     Serialization,
     Serializer,
+    SizeLimits,
     WorkflowSerializationFormat,
     load_for_display,
 )
@@ -57,6 +61,12 @@ def is_same(left: object, right: object) -> bool:
         return len(left) == len(right) and all(map(is_same, left, right))
     if isinstance(left, float) and isinstance(right, float):
         return left.hex() == right.hex()
+    if isinstance(left, Decimal) and isinstance(right, Decimal):
+        return left.as_tuple() == right.as_tuple()
+    if isinstance(left, datetime | time) and isinstance(right, datetime | time):
+        left_zone, right_zone = left.tzinfo, right.tzinfo
+        is_same_zone = type(left_zone) is type(right_zone) and repr(left_zone) == repr(right_zone)
+        return is_same_zone and left.replace(tzinfo=None) == right.replace(tzinfo=None) and left.fold == right.fold
     return left == right
 
 
@@ -65,14 +75,36 @@ scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False,
 json_values = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=5) | st.dictionaries(any_text, inner, max_size=5), max_leaves=25
 )
-other_leaves = (
-    scalars
-    | st.binary()
-    | st.floats(allow_nan=False)
-    | st.decimals(allow_nan=False)
-    | st.dates()
-    | st.frozensets(st.integers())
+zones = st.sampled_from(["UTC", "Europe/Berlin", "America/New_York", "Asia/Kathmandu", "Australia/Lord_Howe"]).map(
+    ZoneInfo
 )
+offsets = st.timedeltas(timedelta(hours=-23), timedelta(hours=23)).map(timezone)
+any_zone = st.none() | st.just(UTC) | offsets | zones
+tagged_leaves = (
+    st.datetimes(timezones=any_zone, allow_imaginary=True)
+    | st.datetimes(timezones=zones).map(lambda moment: moment.replace(fold=1))
+    | st.dates()
+    | st.times(timezones=any_zone)
+    | st.timedeltas()
+    | st.decimals(allow_nan=False)
+    | st.uuids()
+    | st.binary()
+)
+# Keys of the user's that look like ours.
+odd_keys = any_text | st.sampled_from(["dbos:date", "dbos::date", "dbos:", "dbos::", "dbos:none", "$date"])
+hashables = st.integers() | st.dates() | st.tuples(any_text, st.frozensets(st.decimals(allow_nan=False), max_size=2))
+tagged_values = st.recursive(
+    scalars | tagged_leaves,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.lists(inner, max_size=4).map(tuple)
+        | st.sets(hashables, max_size=3)
+        | st.frozensets(hashables, max_size=3)
+        | st.dictionaries(odd_keys, inner, max_size=3)
+    ),
+    max_leaves=15,
+)
+other_leaves = scalars | st.floats(allow_nan=False) | st.complex_numbers(allow_nan=False) | tagged_leaves
 other_values = st.recursive(
     other_leaves,
     lambda inner: (
@@ -117,6 +149,91 @@ def test_ordinary_values_are_readable_json(value: Any) -> None:
 
 
 @untimed
+@given(tagged_values)
+@example({"dbos:tuple": [1]})
+@example({"dbos::tuple": (1,)})
+@example([{"dbos:": {"dbos:date": "2026-01-02"}}, {"dbos:date": 1, "b": 2}])
+@example(datetime(2026, 10, 25, 2, 30, tzinfo=ZoneInfo("Europe/Berlin"), fold=1))
+@example(Decimal("-0E+5"))
+def test_times_numbers_and_tuples_survive_exactly_without_pickle(value: Any) -> None:
+    stored = plain.dump_value(value)
+    loaded = plain.load_value(*stored)
+
+    if stored[1] == "json":
+        assert json_only.dump_value(value) == stored
+    else:  # a whole number of a thousand digits, say
+        with pytest.raises(DBOSSerializationNotAllowedError):
+            json_only.dump_value(value)
+    assert is_same(loaded, value)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (datetime(2026, 1, 2, 3, 4, 5), '{"dbos:datetime":"2026-01-02T03:04:05"}'),
+        (datetime(2026, 1, 2, 3, 4, 5, 6, UTC), '{"dbos:datetime":"2026-01-02T03:04:05.000006+00:00"}'),
+        (
+            datetime(2026, 10, 25, 2, 30, tzinfo=ZoneInfo("Europe/Berlin"), fold=1),
+            '{"dbos:datetime":"2026-10-25T02:30:00+01:00[Europe/Berlin][fold=1]"}',
+        ),
+        (date(2026, 1, 2), '{"dbos:date":"2026-01-02"}'),
+        (time(3, 4), '{"dbos:time":"03:04:00"}'),
+        (timedelta(days=1, seconds=2), '{"dbos:timedelta":[1,2,0]}'),
+        (Decimal("1.50"), '{"dbos:decimal":"1.50"}'),
+        (UUID(int=7), '{"dbos:uuid":"00000000-0000-0000-0000-000000000007"}'),
+        (b"bytes", '{"dbos:bytes":"Ynl0ZXM="}'),
+        ((1, ("ä",)), '{"dbos:tuple":[1,{"dbos:tuple":["ä"]}]}'),
+        ({1}, '{"dbos:set":[1]}'),
+        (frozenset(), '{"dbos:frozenset":[]}'),
+        ({"at": date(2026, 1, 2), "by": "me"}, '{"at":{"dbos:date":"2026-01-02"},"by":"me"}'),
+        ({"dbos:date": "2026-01-02"}, '{"dbos::date":"2026-01-02"}'),
+        ({"$date": "2026-01-02"}, '{"$date":"2026-01-02"}'),
+    ],
+    ids=repr,
+)
+def test_a_tagged_value_is_readable_where_it_is_stored(value: Any, text: str) -> None:
+    assert plain.dump_value(value) == (text, "json")
+    assert is_same(plain.load_value(text, "json"), value)
+
+
+@pytest.mark.parametrize(
+    ("text", "phrase"),
+    [
+        ('{"dbos:colour":"red"}', "tagged 'dbos:colour', which this release does not know"),
+        ('[{"dbos:date":"yesterday"}]', "damaged value tagged 'dbos:date'"),
+        ('{"dbos:datetime":"2026-01-02T03:04:05[Mars/Olympus]"}', "damaged"),
+        ('{"dbos:datetime":"2026-01-02T03:04:05[../../etc/passwd]"}', "damaged"),
+        ('{"dbos:datetime":"2026-01-02T03:04:05[America]"}', "damaged"),
+        ('{"dbos:datetime":"2026-01-02T03:04:05]"}', "damaged"),
+        ('{"dbos:time":7}', "damaged"),
+        ('{"dbos:timedelta":[999999999999999,0,0]}', "damaged"),
+        ('{"dbos:timedelta":[1]}', "damaged"),
+        ('{"dbos:decimal":"x"}', "damaged"),
+        ('{"dbos:decimal":[0,[1],2]}', "damaged"),
+        ('{"dbos:uuid":7}', "damaged"),
+        ('{"dbos:bytes":"ä"}', "damaged"),
+        ('{"dbos:tuple":"ab"}', "damaged"),
+        ('{"dbos:set":[[1]]}', "damaged"),
+    ],
+)
+def test_a_tag_that_cannot_be_read_is_a_typed_error(text: str, phrase: str) -> None:
+    with pytest.raises(DBOSDeserializationError, match=phrase):
+        plain.load_value(text, "json")
+
+
+def test_what_is_shared_between_tuples_stays_shared() -> None:
+    shared = (1, 2)
+    tower: Any = ()
+    for _ in range(60):  # a copy for each of the places would be 2**60 of them
+        tower = (tower, tower)
+
+    loaded = plain.load_value(*plain.dump_value([shared, shared]))
+
+    assert loaded[0] is loaded[1]
+    assert plain.load_value(*plain.dump_value(tower))[0] is not None
+
+
+@untimed
 @given(other_values)
 def test_every_other_value_survives_exactly_as_a_pickle(value: Any) -> None:
     text, name = plain.dump_value(value)
@@ -138,13 +255,13 @@ class Text(str):
     pass
 
 
+class Timestamp(datetime):
+    pass
+
+
 @pytest.mark.parametrize(
     "value",
     [
-        (1, 2),
-        [(1, 2)],
-        {1, 2},
-        b"bytes",
         {1: "a"},
         {None: "a"},
         {Text("a"): 1},
@@ -157,9 +274,15 @@ class Text(str):
         [-math.inf],
         10**600,
         {"a": -(10**700)},
-        Decimal("1.50"),
-        datetime(2026, 1, 2, tzinfo=UTC),
         1 + 2j,
+        bytearray(b"bytes"),
+        (1, math.inf),
+        (Point(1, 2),),
+        frozenset({Text("a")}),
+        Timestamp(2026, 1, 2),
+        datetime(2026, 1, 2, tzinfo=timezone(timedelta(hours=1), "Mars")),
+        datetime(2026, 1, 2, tzinfo=ZoneInfo.no_cache("Europe/Berlin")),
+        UUID(int=7, is_safe=SafeUUID.safe),
         "\ud83d\ude00",
         ["\ud83d\ude00"],
     ],
@@ -330,6 +453,9 @@ hostile_text = (
 @example('{"error":"PortableWorkflowError","message":"a","args":[],"attributes":{"message":7}}', "json")
 @example('{"name":7,"message":null,"code":[]}', "portable_json")
 @example(base64.b64encode(b"cos\nnonexistent\n.").decode(), "py_pickle")
+@example('{"dbos:tuple":' * 50_000, "json")
+@example('{"error":{"dbos:tuple":[]},"message":"a","args":[]}', "json")
+@example('{"args":{"dbos:tuple":[]},"kwargs":{}}', "json")
 def test_hostile_text_gives_a_value_or_a_typed_error(text: str, name: str | None) -> None:
     for load in (plain.load_value, plain.load_inputs, plain.load_error):
         try:
@@ -625,8 +751,8 @@ def test_a_pickle_is_not_loaded_where_it_is_not_allowed() -> None:
 
 @pytest.mark.parametrize("format", [DEFAULT, NATIVE])
 def test_a_value_that_needs_pickle_is_not_stored_where_it_is_not_allowed(format: WorkflowSerializationFormat) -> None:
-    with pytest.raises(DBOSSerializationNotAllowedError, match=r"value of type tuple.*'allowed_serializers'"):
-        json_only.dump_value((1, 2), format)
+    with pytest.raises(DBOSSerializationNotAllowedError, match=r"value of type complex.*'allowed_serializers'"):
+        json_only.dump_value(1 + 2j, format)
 
 
 def test_where_json_is_not_allowed_every_value_is_pickled() -> None:
@@ -666,6 +792,80 @@ def test_a_list_of_allowed_formats_that_makes_no_sense_is_refused(
 ) -> None:
     with pytest.raises(DBOSInitializationError, match=phrase):
         Serialization(serializer, allowed)
+
+
+# -- sizes ------------------------------------------------------------------------------------------------------------
+
+
+def limited(*, max_bytes: int = 1000, warn_bytes: int = 1000) -> Serialization:
+    return Serialization(limits=SizeLimits(max_bytes, warn_bytes))
+
+
+@pytest.mark.parametrize("format", [DEFAULT, NATIVE, PORTABLE])
+def test_a_value_larger_than_the_limit_is_refused_by_name_size_and_limit(format: WorkflowSerializationFormat) -> None:
+    serialization = limited()
+
+    with pytest.raises(DBOSPayloadTooLargeError, match=r"result of step 'load'.*1,000.*'max_payload_bytes'") as caught:
+        serialization.dump_value("x" * 1001, format, what="result of step", name="load")
+
+    assert caught.value.what == "result of step 'load'"
+    assert caught.value.size > 1000
+    assert caught.value.limit == 1000
+
+
+@pytest.mark.parametrize(("character", "size"), [("x", 1), ("ä", 2), ("€", 3), ("🦊", 4)])
+def test_sizes_are_those_of_the_text_in_the_database(character: str, size: int) -> None:
+    fitting = (1000 - len('""')) // size
+
+    serialization = limited()
+
+    assert serialization.dump_value(character * fitting)[1] == "json"
+    with pytest.raises(DBOSPayloadTooLargeError):
+        serialization.dump_value(character * (fitting + 1))
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"text": "x" * 1000}])
+def test_arguments_are_limited_together(kwargs: dict[str, Any]) -> None:
+    args = [] if kwargs else ["x" * 400, "y" * 400, "z" * 400]
+
+    with pytest.raises(DBOSPayloadTooLargeError, match="input of workflow 'load'"):
+        limited().dump_inputs(args, kwargs, name="load")
+
+
+def test_large_values_are_warned_of_once_for_each_name(dbos_log: pytest.LogCaptureFixture) -> None:
+    serialization = limited(max_bytes=1_000_000)
+
+    for name in ("a", "a", "b"):
+        serialization.dump_value("secret " * 200, what="message", name=name)
+
+    warnings = [record.getMessage() for record in dbos_log.records]
+    assert [warning.split(" takes")[0] for warning in warnings] == ["The message 'a'", "The message 'b'"]
+    assert "secret" not in dbos_log.text
+
+
+@pytest.mark.parametrize("format", [DEFAULT, PORTABLE])
+@pytest.mark.parametrize("allowed", [None, ["json"]])
+def test_an_error_that_is_too_large_is_recorded_by_the_beginning_of_its_message(
+    format: WorkflowSerializationFormat, allowed: list[str] | None
+) -> None:
+    serialization = Serialization(allowed=allowed, limits=SizeLimits(50_000, 50_000))
+    error = OrderError("x" * 100_000, 8)
+
+    loaded = serialization.load_error(*serialization.dump_error(error, format))
+
+    assert isinstance(loaded, PortableWorkflowError)
+    assert loaded.name == "OrderError"
+    assert str(loaded) == "x" * 10_000 + " … (90,000 characters more were not recorded)"
+
+
+def test_an_error_with_too_large_data_keeps_its_message() -> None:
+    error = WebError("teapot")
+    vars(error)["details"] = {"page": "x" * 100_000}
+
+    text, name = limited(max_bytes=50_000).dump_error(error, PORTABLE)
+
+    assert name == "portable_json"
+    assert json.loads(text) == {"name": "WebError", "message": "teapot", "code": None}
 
 
 # -- errors -----------------------------------------------------------------------------------------------------------
@@ -723,6 +923,7 @@ class ComesBackDifferent(Exception):
     [
         ValueError("a", 1),
         KeyError("a"),
+        KeyError(("a", date(2026, 1, 2))),
         FileNotFoundError(2, "No such file", "a.txt"),
         TimeoutError(),
         DBOSQueueDeduplicatedError("wf-1", "mail", "key"),
@@ -753,7 +954,7 @@ def test_an_error_of_a_plain_kind_is_readable_json_and_comes_back_the_same(error
         BrokenAttributes("a"),
         ComesBackDifferent("a"),
         OrderError("a", 8),
-        ValueError((1, 2)),
+        ValueError(1 + 2j),
         UnicodeDecodeError("utf-8", b"x", 0, 1, "bad"),
     ],
     ids=repr,
@@ -904,7 +1105,7 @@ def test_a_portable_error_of_another_program_is_passed_on_unchanged() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "name"), [("7", "json"), ('"a"', "portable_json"), (plain.dump_value((1,))[0], "py_pickle")]
+    ("text", "name"), [("7", "json"), ('"a"', "portable_json"), (plain.dump_value(1, NATIVE)[0], "py_pickle")]
 )
 def test_text_that_holds_no_error_is_a_typed_error(text: str, name: str) -> None:
     with pytest.raises(DBOSDeserializationError, match="does not hold an exception"):

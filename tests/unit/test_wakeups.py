@@ -80,24 +80,24 @@ def test_firing_a_key_sets_the_signals_that_wait_under_it() -> None:
     wakeups = Wakeups()
     one, two, other = Signal(), Signal(), Signal()
 
-    with wakeups.waiting("a", one), wakeups.waiting("a", two), wakeups.waiting("b", other):
-        assert sorted(wakeups.keys()) == ["a", "b"]
-        wakeups.fire(["a", "nobody"])
+    with wakeups.waiting(("a",), one), wakeups.waiting(("a",), two), wakeups.waiting(("b",), other):
+        assert sorted(wakeups.keys()) == [("a",), ("b",)]
+        wakeups.fire([("a",), ("nobody",)])
 
         assert one.is_set
         assert two.is_set
         assert not other.is_set
-        assert sorted(wakeups.keys()) == ["a", "b"]
+        assert sorted(wakeups.keys()) == [("a",), ("b",)]
 
 
 def test_nothing_is_left_of_waits_that_ended_in_whatever_order() -> None:
     wakeups = Wakeups()
-    first, second = wakeups.waiting("a", Signal()), wakeups.waiting("a", Signal())
+    first, second = wakeups.waiting(("a",), Signal()), wakeups.waiting(("a",), Signal())
     first.__enter__()
     second.__enter__()
 
     first.__exit__(None, None, None)
-    assert wakeups.keys() == ["a"]
+    assert wakeups.keys() == [("a",)]
     second.__exit__(None, None, None)
 
     assert wakeups.keys() == []
@@ -107,7 +107,7 @@ def test_nothing_is_left_of_waits_that_ended_in_whatever_order() -> None:
 def test_nothing_is_left_of_a_wait_that_raised() -> None:
     wakeups = Wakeups()
 
-    with pytest.raises(KeyboardInterrupt), wakeups.waiting("a", Signal()):
+    with pytest.raises(KeyboardInterrupt), wakeups.waiting(("a",), Signal()):
         raise KeyboardInterrupt
 
     assert wakeups._waiting == {}

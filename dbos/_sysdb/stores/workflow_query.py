@@ -1,7 +1,8 @@
-"""The query behind a list of workflows: the one statement that is put together at run time."""
+"""The queries behind lists of workflows and their numbers: the few statements that are put together at run time."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -10,49 +11,88 @@ from dbos._schemas.system_database import SystemSchema
 from dbos._sysdb.filters import WorkflowFilter
 from dbos._sysdb.rows import StatusRow
 
-__all__ = ["compile_filter"]
+__all__ = ["INPUT_COLUMNS", "OUTPUT_COLUMNS", "compiled", "select_groups", "select_page"]
+
+INPUT_COLUMNS = frozenset({"inputs"})
+OUTPUT_COLUMNS = frozenset({"output", "error"})
+
+_COLUMNS = SystemSchema.workflow_status.c
 
 
-def compile_filter(filter: WorkflowFilter, dialect: sa.Dialect) -> tuple[str, dict[str, Any]]:
-    """The statement for a filter in our own notation (see :mod:`dbos._sysdb.statements`), and its parameters."""
-    compiled = _select(filter).compile(dialect=dialect, compile_kwargs={"render_postcompile": True})
-    return str(compiled), dict(compiled.params)
+def compiled(query: sa.Select[Any], dialect: sa.Dialect) -> tuple[str, dict[str, Any]]:
+    """A query in our own notation (see :mod:`dbos._sysdb.statements`), and its parameters."""
+    text = query.compile(dialect=dialect, compile_kwargs={"render_postcompile": True})
+    return str(text), dict(text.params)
 
 
-def _select(filter: WorkflowFilter) -> sa.Select[tuple[object, ...]]:
-    c = SystemSchema.workflow_status.c
-    query = sa.select(*(c[name] for name in StatusRow._fields))
+def select_page(filter: WorkflowFilter, contains: str, left_out: frozenset[str] = frozenset()) -> sa.Select[Any]:
+    """The rows that match; the columns that are ``left_out`` are not read, and NULL.
+
+    ``contains`` is the dialect's condition that the attributes contain ``:attributes``.
+    """
+    columns = (sa.null().label(name) if name in left_out else _COLUMNS[name] for name in StatusRow._fields)
+    query = sa.select(*columns).where(*_conditions(filter, contains))
+    order = (_COLUMNS.created_at, _COLUMNS.workflow_uuid)
+    if filter.after is not None:
+        place, after = sa.tuple_(*order), sa.tuple_(*filter.after)
+        query = query.where(place < after if filter.sort_desc else place > after)
+    query = query.order_by(*(column.desc() if filter.sort_desc else column.asc() for column in order))
+    return query.limit(filter.limit or None).offset(filter.offset or None)  # 0 has always meant no limit
+
+
+def select_groups(filter: WorkflowFilter, contains: str, names: Sequence[str]) -> sa.Select[Any]:
+    """How many rows match for each combination of values of the columns, which come first; of none, how many in all."""
+    columns = [_COLUMNS[name] for name in names]
+    query = sa.select(*columns, sa.func.count()).select_from(SystemSchema.workflow_status)
+    return query.where(*_conditions(filter, contains)).group_by(*columns)
+
+
+def _conditions(filter: WorkflowFilter, contains: str) -> Iterator[sa.ColumnElement[bool]]:
+    c = _COLUMNS
     for column, values in (
         (c.workflow_uuid, filter.workflow_ids),
         (c.status, filter.statuses),
         (c.name, filter.names),
         (c.application_version, filter.app_versions),
+        (c.application_name, filter.application_names),
         (c.forked_from, filter.forked_from),
         (c.parent_workflow_id, filter.parent_workflow_ids),
         (c.authenticated_user, filter.users),
         (c.queue_name, filter.queue_names),
         (c.executor_id, filter.executor_ids),
+        (c.schedule_name, filter.schedule_names),
     ):
         if values:
             # As one parameter, however many there are: placeholders are limited, and each number of them would be a
             # statement of its own.
             name = f"{column.name}_list"
-            query = query.where(sa.text(f"{column.name} IN :{name}").bindparams(**{name: list(values)}))
+            yield _written(f"{column.name} IN :{name}", **{name: list(values)})
     if filter.workflow_id_prefixes:
         # LIKE disregards the case on SQLite.
         prefixes = filter.workflow_id_prefixes
-        query = query.where(sa.or_(*(sa.func.substr(c.workflow_uuid, 1, len(each)) == each for each in prefixes)))
-    if filter.created_from_ms is not None:
-        query = query.where(c.created_at >= filter.created_from_ms)
-    if filter.created_to_ms is not None:
-        query = query.where(c.created_at <= filter.created_to_ms)
+        yield sa.or_(*(sa.func.substr(c.workflow_uuid, 1, len(each)) == each for each in prefixes))
+    for column, from_ms, to_ms in (
+        (c.created_at, filter.created_from_ms, filter.created_to_ms),
+        (c.completed_at, filter.completed_from_ms, filter.completed_to_ms),
+        (c.started_at_epoch_ms, filter.dequeued_from_ms, filter.dequeued_to_ms),
+    ):
+        if from_ms is not None:
+            yield column >= from_ms
+        if to_ms is not None:
+            yield column <= to_ms
     if filter.was_forked_from is not None:
-        query = query.where(c.was_forked_from == filter.was_forked_from)
+        yield c.was_forked_from == filter.was_forked_from
+    if filter.has_parent is not None:
+        yield c.parent_workflow_id.is_not(None) if filter.has_parent else c.parent_workflow_id.is_(None)
+    if filter.attributes is not None:
+        yield _written(contains, attributes=filter.attributes)
     if filter.queues_only:
-        query = query.where(c.queue_name.is_not(None))
+        yield c.queue_name.is_not(None)
         if not filter.statuses:
-            query = query.where(c.status.in_(["DELAYED", "ENQUEUED", "PENDING"]))
-    # The id breaks ties, so that pages neither overlap nor skip.
-    order = (c.created_at, c.workflow_uuid)
-    query = query.order_by(*(column.desc() if filter.sort_desc else column.asc() for column in order))
-    return query.limit(filter.limit or None).offset(filter.offset or None)  # 0 has always meant no limit
+            yield c.status.in_(["DELAYED", "ENQUEUED", "PENDING"])
+
+
+def _written(sql: str, **parameters: Any) -> sa.ColumnElement[bool]:
+    """A condition that is written in SQL."""
+    condition: Any = sa.text(sql).bindparams(**parameters)
+    return condition  # type: ignore[no-any-return]  # as good as one for ``where``

@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -24,6 +23,7 @@ from dbos._app_db import ApplicationDatabase
 from dbos._sysdb.dialects.postgres import PostgresWriter
 from dbos._sysdb.dialects.sqlite import SQLiteWriter, checkpoints
 from dbos._sysdb.operations import Operation, RecordOutcome, RecordStep, StartWorkflow
+from dbos._sysdb.stores.schedules import Settled
 from dbos._types import IsolationLevel
 
 __all__ = ["SETTINGS", "body", "instant", "watch_checkpoints", "watch_commits"]
@@ -59,7 +59,7 @@ def _write(line: str) -> None:
 
 
 def watch_commits() -> None:
-    """Make the commits of workflow starts, steps, transactions, outcomes, claims and take-overs instants."""
+    """Make the commits of workflow starts, steps, transactions, outcomes, claims, take-overs and ticks instants."""
     for writer in (SQLiteWriter, PostgresWriter):
         writer.write = _watched(writer.write)  # type: ignore[assignment, method-assign]  # a hook, whose type differs between the two writers
     hooked: Any = ApplicationDatabase
@@ -88,8 +88,11 @@ def _watched(write: Callable[[Any, Sequence[Operation]], list[Any]]) -> Callable
         for operation, result in zip(operations, results, strict=True):
             if isinstance(operation, RecordStep | RecordOutcome | StartWorkflow):
                 instant(f"{_name(operation)}:committed", operation.workflow_uuid)
-            elif isinstance(operation.verb, partial) and operation.verb.func.__name__ == "claim":
-                for row in result:
+            elif isinstance(result, Settled):
+                for run in result.runs:
+                    instant("tick:committed", run.workflow_uuid)
+            elif getattr(operation.verb, "__name__", "") == "claim":
+                for row in result.rows:
                     instant("claim:committed", row.workflow_uuid)
             elif getattr(operation.verb, "__name__", "") == "take_over":
                 for workflow_id in result:

@@ -19,6 +19,7 @@ import sqlalchemy as sa
 
 from dbos import DBOS, DBOSConfiguredInstance, DBOSContextSetAuth, SetWorkflowID, SetWorkflowTimeout
 from dbos import WorkflowSerializationFormat as Format
+from tests.acceptance.apps import failing_disk, queued, scheduled
 from tests.acceptance.apps.instants import SETTINGS, body, instant, watch_checkpoints, watch_commits
 
 WITHOUT = set(SETTINGS["without"])  # what a new release of the application has not (yet)
@@ -90,6 +91,12 @@ async def coroutine(n: int) -> list[str]:
 @DBOS.workflow()
 def ledger(n: int) -> list[str]:
     return [first(n), enter(n), second(n)]
+
+
+@DBOS.workflow()
+def entry(n: int) -> str:
+    instant("entry:begin")
+    return enter(n)
 
 
 @DBOS.workflow()
@@ -228,6 +235,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "plain": plain,
     "coroutine": coroutine,
     "ledger": ledger,
+    "entry": entry,
     "parent": parent,
     "coroutine_parent": coroutine_parent,
     "patient": patient,
@@ -239,6 +247,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "gated_async": gated_async,
     "first": first,
     "enter": enter,
+    **queued.FUNCTIONS,
 }
 
 
@@ -296,9 +305,9 @@ def status(id: str) -> str:
 
 def instance() -> str:
     """The id of this executor instance."""
-    from dbos._dbos import _find_engine
+    from dbos._process import find_engine
 
-    return _find_engine().instance_id
+    return find_engine().instance_id
 
 
 def fork() -> str:
@@ -323,6 +332,16 @@ def fork() -> str:
     return text
 
 
+def fork_workflow(id: str) -> str:
+    return DBOS.fork_workflow(id, 1).workflow_id
+
+
+def is_draining() -> bool:
+    from dbos._process import find_engine
+
+    return find_engine().is_draining
+
+
 def destroy() -> None:
     DBOS.destroy()
 
@@ -336,7 +355,13 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "instance": instance,
     "register": register,
     "fork": fork,
+    "fork_workflow": fork_workflow,
+    "drain": lambda instance: DBOS.drain_executor(instance),
+    "undrain": lambda instance: DBOS.undrain_executor(instance),
+    "is_draining": is_draining,
     "destroy": destroy,
+    **queued.commands(FUNCTIONS),
+    **scheduled.COMMANDS,
 }
 
 
@@ -348,11 +373,16 @@ def main() -> None:
     for what in ("tally", "archive", "north", "south"):
         if what not in WITHOUT:
             register(what)
-    watch_commits()
+    if SETTINGS["watches_commits"]:
+        watch_commits()
+    if SETTINGS["failing_disk"] is not None:
+        failing_disk.install(SETTINGS["failing_disk"])
     if SETTINGS["checkpoint_bytes"] is not None:
         watch_checkpoints(SETTINGS["checkpoint_bytes"])
-    # An application that ends in an orderly way when it is told to.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    if SETTINGS["handles_sigterm"]:  # an application that ends in an orderly way when it is told to
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    if SETTINGS["listens_to"] is not None:
+        DBOS.listen_queues(SETTINGS["listens_to"])
     DBOS.launch()
     answer("launched")
     try:

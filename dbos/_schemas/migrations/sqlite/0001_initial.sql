@@ -1,7 +1,7 @@
 -- The system database, as of its first version.
 --
 -- How these files are written: tables carry the schema placeholder as their prefix, which SQLite drops; comments are
--- dropped before execution; every statement may be repeated.
+-- dropped before execution; every statement may be repeated, except that SQLite adds no column IF NOT EXISTS.
 --
 -- Milliseconds since 1970 come from julianday(), which counts in whole milliseconds inside; unixepoch('subsec') would
 -- need SQLite 3.42. Booleans are 0 and 1. There are no foreign keys: deletion is explicit.

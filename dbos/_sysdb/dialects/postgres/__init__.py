@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .connection import PREPARE_THRESHOLD, PostgresConnection
-from .dialect import PostgresDialect, prepare_application_database
+from .dialect import PostgresDialect, grant_application_tables, prepare_application_database
 from .writer import PostgresWriter
 
 __all__ = [
@@ -11,5 +11,6 @@ __all__ = [
     "PostgresConnection",
     "PostgresDialect",
     "PostgresWriter",
+    "grant_application_tables",
     "prepare_application_database",
 ]

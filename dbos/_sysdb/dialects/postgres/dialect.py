@@ -11,20 +11,28 @@ from psycopg.conninfo import make_conninfo
 from psycopg.types.numeric import Int8BinaryDumper
 from psycopg.types.string import StrDumperUnknown
 
+from dbos._error import DBOSDatabaseUnavailableError
 from dbos._migration import create_application_tables, migrate, verify, verify_application_tables
 from dbos._schemas.rendering import quote_identifier
-from dbos._sysdb.connection import Failure
+from dbos._sysdb.connection import Connection, Failure
 from dbos._sysdb.statements import Renderer
+from dbos._sysdb.user_connection import UserConnection
 
-from .connection import PREPARE_THRESHOLD, PostgresConnection
+from .connection import PREPARE_THRESHOLD, PostgresReader
 from .listener import PostgresListener, SilentListener
-from .migration import PostgresMigrationTarget, create_database_if_missing, drop_database
+from .migration import PostgresMigrationTarget, create_database_if_missing, drop_database, grant
 from .writer import LOCK_TIMEOUT_MS, PostgresWriter
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
-__all__ = ["PostgresDialect", "prepare_application_database"]
+__all__ = ["PostgresDialect", "grant_application_tables", "prepare_application_database"]
+
+IDENTITY = """
+-- Which table of which database of which server, as long as that runs.
+SELECT current_database()::text, to_regclass(:table_name)::oid::bigint,
+       (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint
+"""
 
 # A peer that vanished without a word (a pulled cable, a failed-over host) is noticed after so long.
 KEEPALIVES = {
@@ -59,7 +67,18 @@ class PostgresDialect:
     name = "postgresql"
     now_ms = "(extract(epoch from clock_timestamp()) * 1000)::bigint"
     has_own_clock = True
+    text_size = "octet_length"
     skip_locked = "FOR UPDATE OF w SKIP LOCKED"
+    hold = "FOR KEY SHARE"
+    # As the index has it.
+    contains_attributes = "attributes IS NOT NULL AND CAST(attributes AS jsonb) @> CAST(:attributes AS jsonb)"
+    enqueue_order = "enqueue_sequence"
+    message_order = "message_sequence"
+    # The number of a table of ours tells the schemas of one database apart.
+    lock_queue: str | None = (
+        "SELECT pg_try_advisory_xact_lock("
+        "hashtextextended(:queue_name, (SELECT m.tableoid::bigint FROM dbos.opendbos_migrations m LIMIT 1)))"
+    )
 
     def __init__(
         self,
@@ -77,6 +96,10 @@ class PostgresDialect:
         self._schema = schema
         self._may_listen = may_listen
         self._prepare_threshold = prepare_threshold
+
+    def rows(self, **types: str) -> str:
+        columns = ", ".join(f"{name} {type}" for name, type in types.items())
+        return f"json_to_recordset(CAST(:rows AS json)) AS r({columns})"
 
     def connect(self) -> psycopg.Connection[Any]:
         """Open an autocommit connection whose cursors take ``$1`` placeholders."""
@@ -99,6 +122,9 @@ class PostgresDialect:
             else:
                 verify(target)
 
+    def grant(self, role: str) -> None:
+        grant(self._conninfo, self._schema, role)
+
     def drop(self) -> None:
         drop_database(self._conninfo)
 
@@ -108,8 +134,8 @@ class PostgresDialect:
     def has_second_writer(self) -> bool:
         return True
 
-    def open_reader(self) -> PostgresConnection:
-        return PostgresConnection(self.connect(), self.renderer)
+    def open_reader(self) -> PostgresReader:
+        return PostgresReader(self.connect(), self.renderer)
 
     def listener(
         self, on_wakeup: Callable[[str | None], None], poll_writer: Callable[[], None]
@@ -117,6 +143,23 @@ class PostgresDialect:
         if not self._may_listen:
             return SilentListener()
         return PostgresListener(self.connect, self.channel, self.process_tag, on_wakeup)
+
+    def adopt(self, connection: sa.Connection) -> UserConnection:
+        return UserConnection(connection, self.renderer.text("dbos."))
+
+    def identity(self, connection: Connection) -> object:
+        return connection.one(IDENTITY, table_name=self.renderer.text("dbos.workflow_status"))
+
+    def announce(self, connection: UserConnection, topic: str) -> None:
+        from sqlalchemy import TwoPhaseTransaction  # loaded by whoever has a connection of it
+
+        # What was prepared cannot notify: the safety nets find it.
+        if self._may_listen and not isinstance(connection.connection.get_transaction(), TwoPhaseTransaction):
+            # Without a process' tag, so that this one hears it as well.
+            connection.one("SELECT pg_notify(:channel, :payload)", channel=self.channel, payload=f":{topic}")
+
+    def check_free(self) -> None:
+        """Others can write meanwhile."""
 
     def classify(self, error: BaseException) -> Failure:
         if not isinstance(error, psycopg.Error):
@@ -135,13 +178,19 @@ class PostgresDialect:
 
     def refuses_value(self, error: BaseException) -> bool:
         if not isinstance(error, psycopg.Error):
-            return True  # before it was sent: the value could not be encoded
+            # Before it was sent: the value could not be encoded, unless there is nobody to send it to.
+            return not isinstance(error, DBOSDatabaseUnavailableError)
         return error.sqlstate is None or error.sqlstate[:2] not in _OPERATIONAL_CLASSES
 
     def sqlalchemy_dialect(self) -> sa.Dialect:
         from sqlalchemy.dialects import postgresql  # slow to import, and rarely needed
 
         return postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it untyped
+
+
+def grant_application_tables(conninfo: Mapping[str, str], schema: str, role: str) -> None:
+    """Let a role write the table of transaction records."""
+    grant(make_conninfo(**conninfo), schema, role)
 
 
 def prepare_application_database(conninfo: Mapping[str, str], schema: str, *, may_migrate: bool) -> None:

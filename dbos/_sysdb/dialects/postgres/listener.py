@@ -68,7 +68,10 @@ class PostgresListener:
         if self._thread is not None:
             self._thread.join(STOP_PATIENCE_S)
             if self._thread.is_alive():
-                return  # it waits for a server that does not answer, and closes its sockets itself
+                return  # it waits for a server that does not answer
+        self._close()
+
+    def _close(self) -> None:
         self._waker.close()
         self._woken.close()
 
@@ -79,6 +82,12 @@ class PostgresListener:
             return  # the buffer is full of calls, or we were stopped
 
     def _run(self) -> None:
+        try:
+            self._listen()
+        finally:
+            self._close()  # here, because stop() may have gone
+
+    def _listen(self) -> None:
         backoff = Backoff(initial_s=0.1, maximum_s=5.0)
         while not self._stopping.is_set():
             try:

@@ -18,7 +18,7 @@ from dbos._clock import Clock, SystemClock
 from dbos._error import DBOSInitializationError
 from dbos._schemas.rendering import DEFAULT_SCHEMA, qualify, quote_identifier
 
-__all__ = ["PostgresMigrationTarget", "create_database_if_missing", "drop_database"]
+__all__ = ["PostgresMigrationTarget", "create_database_if_missing", "drop_database", "grant"]
 
 logger = logging.getLogger("dbos.migration")
 
@@ -120,7 +120,13 @@ class PostgresMigrationTarget:
         """Hold an advisory lock of our own for this schema, which ends with the transaction."""
         with self._connection.transaction():
             self._take_lock()
-            yield
+            try:
+                yield
+            except errors.LockNotAvailable as error:  # the bound of our lock holds for tables that are altered, too
+                raise DBOSInitializationError(
+                    f"A table of database {self.database} stayed locked by others for {self._lock_wait_s:g} s. "
+                    "Look in pg_stat_activity for one that holds a transaction open and end it, then start again."
+                ) from error
 
     def now_ms(self) -> int:
         """Milliseconds since 1970, by the clock given."""
@@ -176,6 +182,17 @@ def create_database_if_missing(conninfo: str) -> bool:
         return False
     logger.info("created database %s", name)
     return True
+
+
+def grant(conninfo: str, schema: str, role: str) -> None:
+    """Let a role that owns nothing work in a schema, also with what later migrations create there."""
+    name, grantee = quote_identifier(schema), quote_identifier(role)
+    rights = (("ALL", "TABLES"), ("ALL", "SEQUENCES"), ("EXECUTE", "FUNCTIONS"))
+    with psycopg.connect(conninfo, autocommit=True) as connection, connection.transaction():
+        connection.execute(f"GRANT USAGE ON SCHEMA {name} TO {grantee}")
+        for right, objects in rights:
+            connection.execute(f"GRANT {right} ON ALL {objects} IN SCHEMA {name} TO {grantee}")
+            connection.execute(f"ALTER DEFAULT PRIVILEGES IN SCHEMA {name} GRANT {right} ON {objects} TO {grantee}")
 
 
 def drop_database(conninfo: str) -> None:

