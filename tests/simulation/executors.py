@@ -27,6 +27,7 @@ from dbos._sys_db import SystemDatabase
 from dbos._sysdb.connection import Connection
 from dbos._sysdb.operations import Call as DatabaseCall
 from dbos._sysdb.operations import Operation, RecordOutcome, RecordStep, StartWorkflow
+from dbos._sysdb.rows import Peeked
 from dbos._sysdb.stores.events import GetEvent
 from dbos._sysdb.stores.messages import Delivery
 from dbos._sysdb.stores.queue_claims import Claimed, ClaimRequest
@@ -129,6 +130,11 @@ class ObservedDatabase(SystemDatabase):
 
     def read_async(self, verb: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
         future = super().read_async(verb, *arguments)
+        self._executor.loop.watch(future)
+        return future
+
+    def peek_async(self, workflow_id: str) -> asyncio.Future[Peeked]:
+        future = super().peek_async(workflow_id)
         self._executor.loop.watch(future)
         return future
 

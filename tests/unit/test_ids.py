@@ -44,9 +44,9 @@ from dbos._ids import PIECES, new_token
 
 new_token()  # now some are in store
 child = os.fork()
-print(*(new_token() for _ in range(PIECES)), flush=True)
 if child:
-    os.waitpid(child, 0)
+    os.waitpid(child, 0)  # what both write at once may be mixed up
+print(*(new_token() for _ in range(PIECES)), flush=True)
 """
 
 
