@@ -97,6 +97,7 @@ class Judge:
         effects = self._stage.effects[self._effects_seen :]
         self._effects_seen += len(effects)
         for workflow_id in sorted(happening.deleted & before.rows.keys()):
+            self._note_end(before.rows[workflow_id], executors)
             self._forget(workflow_id, before, after)
         self._foresee(after)
         self.seen = after
@@ -131,6 +132,15 @@ class Judge:
         assert numbers & after.records[place.workflow_id].keys(), f"I1: {place} was let go, and not recorded"
 
     # -- what is known of workflows ----------------------------------------------------------------------------------
+
+    def _note_end(self, row: StatusRow, executors: Sequence[Executor]) -> None:
+        """A workflow is to be deleted; who executed it, and has still to hear that it ended, may be told how."""
+        if row.status not in DONE:
+            return
+        for executor in executors:
+            for call in executor.calls:
+                if call.workflow_id == row.workflow_uuid:
+                    call.former.append(self._observer.outcome(row))
 
     def _forget(self, workflow_id: str, before: Snapshot, after: Snapshot) -> None:
         """A workflow is to be deleted; from now on its id is nobody's."""

@@ -272,6 +272,17 @@ def test_a_child_that_was_deleted_is_not_waited_for_by_an_execution_that_never_s
     assert simulation.judge.seen.status("a") == "ERROR"
 
 
+def test_who_executed_a_workflow_that_was_deleted_at_its_end_gets_its_result(simulation: Simulation) -> None:
+    simulation.begin("work", Program(()))
+    simulation.start(0, "b", "work", Program((Step(),), hold="after"), None, True)
+    [call] = simulation.executors[0].calls
+
+    simulation.delete(which=1, whose=sorted(simulation.judge.seen.rows).index("b"), with_children=False)
+    simulation.let_go(0)
+
+    assert call.value == [1]
+
+
 @pytest.mark.parametrize("hold", ["before", "after", "twice"])
 def test_a_message_is_received_once_whatever_becomes_of_the_commit(simulation: Simulation, hold: Hold) -> None:
     simulation.begin("work", Program((Send(hold=hold), Receive(timeout_s=50, hold=hold), Receive(), Step("body"))))
