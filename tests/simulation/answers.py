@@ -70,7 +70,7 @@ class AnswersJudge:
         if isinstance(call.error, DBOSNonExistentWorkflowError) and call.workflow_id in deleted:
             return
         answer = call.value, None if call.error is None else repr(call.error)
-        if answer in [(outcome.value, outcome.error) for outcome in call.former]:
+        if answer in [(outcome.value, outcome.error) for outcome in call.executor.former.get(call.workflow_id, ())]:
             return
         row = after.rows[call.workflow_id]
         told = f"I1: who waited for {call.workflow_id} was told {call.error or call.value!r}, and it is {row.status}"

@@ -33,7 +33,7 @@ from dbos._sysdb.stores.messages import Delivery
 from dbos._sysdb.stores.queue_claims import Claimed, ClaimRequest
 from dbos._threads import Workers
 from tests.simulation.application import QUEUES, Application
-from tests.simulation.programs import OUTCOME_ID, Hold
+from tests.simulation.programs import OUTCOME_ID, Hold, Outcome
 from tests.simulation.stage import Call, Effect, Place, Stage
 from tests.simulation.stillness import SimulatedClock, SimulatedLoop, acting_for
 
@@ -186,6 +186,7 @@ class Executor:
         self.stage, self.number = stage, number
         self.state: Literal["live", "stale", "frozen", "gone"] = "live"
         self.behind: set[str] = set()  # workflows that others cancelled or resumed, which it has not heard of yet
+        self.former: dict[str, list[Outcome]] = {}  # how workflows ended that were deleted before it had heard of it
         self.calls: list[Call] = []
         self._has_lost = False
         self._is_late = False

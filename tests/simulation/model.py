@@ -134,13 +134,10 @@ class Judge:
     # -- what is known of workflows ----------------------------------------------------------------------------------
 
     def _note_end(self, row: StatusRow, executors: Sequence[Executor]) -> None:
-        """A workflow is to be deleted; who executed it, and has still to hear that it ended, may be told how."""
-        if row.status not in DONE:
-            return
+        """A workflow is to be deleted; who waits where it has still to be heard that it ended may be told how."""
         for executor in executors:
-            for call in executor.calls:
-                if call.workflow_id == row.workflow_uuid:
-                    call.former.append(self._observer.outcome(row))
+            if row.status in DONE and self._stage.is_held(executor, row.workflow_uuid):
+                executor.former.setdefault(row.workflow_uuid, []).append(self._observer.outcome(row))
 
     def _forget(self, workflow_id: str, before: Snapshot, after: Snapshot) -> None:
         """A workflow is to be deleted; from now on its id is nobody's."""

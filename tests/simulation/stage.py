@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dbos import DBOSConfig
 from dbos._sysdb.wakeups import Signal
-from tests.simulation.programs import Hold, Outcome
+from tests.simulation.programs import Hold
 from tests.simulation.stillness import Activity
 
 if TYPE_CHECKING:
@@ -73,8 +73,7 @@ class Place:
 class Call:
     """A caller's thread, and what its call came to; ``asks`` is what it waits for, and ``until_ms`` for how long.
 
-    ``values`` are those of a stream that it has read, ``former`` the outcomes of workflows of its id that were deleted
-    meanwhile.
+    ``values`` are those of a stream that it has read.
     """
 
     executor: Executor
@@ -82,7 +81,6 @@ class Call:
     asks: Asks | None
     until_ms: int | None = None
     values: list[Any] = field(default_factory=list)
-    former: list[Outcome] = field(default_factory=list)
     is_over: bool = False
     value: Any = None
     error: BaseException | None = None
