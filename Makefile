@@ -79,13 +79,13 @@ soak: setup ## See that nothing grows in a process that runs ever more workflows
 costs: setup ## Count round trips, commits, thread hops and memory for each operation
 	@$(RUN) bench.costs
 
-bench: setup ## Run the benchmarks (a quarter of an hour)
+bench: setup ## Run the usual benchmarks (a quarter of an hour)
 	@$(RUN) bench $(ARGS)
 
 bench-quick: setup ## Run them so short that they show no more than that they work
 	@$(RUN) bench --quick $(ARGS)
 
-bench-scale: setup ## Measure large tables, many processes, many schedules, large payloads, slow networks (an hour)
+bench-scale: setup ## Measure large tables, many processes, many schedules, large payloads, slow networks (twenty minutes)
 	@$(RUN) bench --group scale $(ARGS)
 
 bench-soak: setup ## Run a million workflows in one process, on each database

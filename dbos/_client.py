@@ -38,6 +38,7 @@ from dbos._operations import (
     retention,
     retrying,
     schedule_runs,
+    schedule_views,
     schedules,
     statistics,
     streams,
@@ -398,20 +399,20 @@ class DBOSClient:
     apply_schedules_async = _awaiting(schedules.apply_client_schedules)
     update_schedule = _blocking(schedules.update_client_schedule)
     update_schedule_async = _awaiting(schedules.update_client_schedule)
-    get_schedule = _blocking(schedules.get_schedule)
-    get_schedule_async = _awaiting(schedules.get_schedule)
-    list_schedules = _blocking(schedules.list_schedules)
-    list_schedules_async = _awaiting(schedules.list_schedules)
+    get_schedule = _blocking(schedule_views.get_schedule)
+    get_schedule_async = _awaiting(schedule_views.get_schedule)
+    list_schedules = _blocking(schedule_views.list_schedules)
+    list_schedules_async = _awaiting(schedule_views.list_schedules)
     pause_schedule = _blocking(schedules.pause_schedule)
     pause_schedule_async = _awaiting(schedules.pause_schedule)
     resume_schedule = _blocking(schedules.resume_schedule)
     resume_schedule_async = _awaiting(schedules.resume_schedule)
     delete_schedule = _blocking(schedules.delete_schedule)
     delete_schedule_async = _awaiting(schedules.delete_schedule)
-    preview_schedule = _blocking(schedules.preview_schedule)
-    preview_schedule_async = _awaiting(schedules.preview_schedule)
-    schedule_history = _blocking(schedules.schedule_history)
-    schedule_history_async = _awaiting(schedules.schedule_history)
+    preview_schedule = _blocking(schedule_views.preview_schedule)
+    preview_schedule_async = _awaiting(schedule_views.preview_schedule)
+    schedule_history = _blocking(schedule_views.schedule_history)
+    schedule_history_async = _awaiting(schedule_views.schedule_history)
     export_workflow = _blocking(archives.export_workflow)
     export_workflow_async = _awaiting(archives.export_workflow)
     import_workflow = _blocking(archives.import_workflow)

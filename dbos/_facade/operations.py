@@ -27,6 +27,7 @@ from dbos._operations import (
     retention,
     retrying,
     schedule_runs,
+    schedule_views,
     schedules,
     statistics,
     streams,
@@ -106,10 +107,10 @@ class Operations:
     update_schedule_async = staticmethod(awaiting(schedules.update_schedule))
     apply_schedules = staticmethod(blocking(schedules.apply_schedules))
     apply_schedules_async = staticmethod(awaiting(schedules.apply_schedules))
-    get_schedule = staticmethod(blocking(schedules.get_schedule))
-    get_schedule_async = staticmethod(awaiting(schedules.get_schedule))
-    list_schedules = staticmethod(blocking(schedules.list_schedules))
-    list_schedules_async = staticmethod(awaiting(schedules.list_schedules))
+    get_schedule = staticmethod(blocking(schedule_views.get_schedule))
+    get_schedule_async = staticmethod(awaiting(schedule_views.get_schedule))
+    list_schedules = staticmethod(blocking(schedule_views.list_schedules))
+    list_schedules_async = staticmethod(awaiting(schedule_views.list_schedules))
     pause_schedule = staticmethod(blocking(schedules.pause_schedule))
     pause_schedule_async = staticmethod(awaiting(schedules.pause_schedule))
     resume_schedule = staticmethod(blocking(schedules.resume_schedule))
@@ -122,10 +123,10 @@ class Operations:
     backfill_schedule_async = cast(
         schedule_runs.BackfillAsync, staticmethod(awaiting_handles(schedule_runs.backfill_schedule))
     )
-    preview_schedule = staticmethod(blocking(schedules.preview_schedule))
-    preview_schedule_async = staticmethod(awaiting(schedules.preview_schedule))
-    schedule_history = staticmethod(blocking(schedules.schedule_history))
-    schedule_history_async = staticmethod(awaiting(schedules.schedule_history))
+    preview_schedule = staticmethod(blocking(schedule_views.preview_schedule))
+    preview_schedule_async = staticmethod(awaiting(schedule_views.preview_schedule))
+    schedule_history = staticmethod(blocking(schedule_views.schedule_history))
+    schedule_history_async = staticmethod(awaiting(schedule_views.schedule_history))
     count_workflows = staticmethod(blocking(statistics.count_workflows))
     count_workflows_async = staticmethod(awaiting(statistics.count_workflows))
     get_workflow_aggregates = staticmethod(blocking(statistics.get_workflow_aggregates))
