@@ -200,7 +200,7 @@ def test_a_client_manages_workflows(client: DBOSClient) -> None:
     fork = client.fork_workflow(first, 1, queue_name="elsewhere")
     client.set_workflow_delay(late, delay_until_epoch_ms=2**52)
 
-    assert [status.workflow_id for status in cancelled] == [first, second]
+    assert {status.workflow_id for status in cancelled} == {first, second}  # of one millisecond, perhaps
     assert [handle.get_status().queue_name for handle in resumed] == ["elsewhere", "elsewhere"]
     assert fork.get_status().forked_from == first
     assert client.get_workflow_status("missing") is None
